@@ -1,0 +1,52 @@
+"""Every exception this package raises on purpose.
+
+A message says what was wrong, what came and what to do, in one line, so that a command line can print it as it is.
+"""
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DsirError",
+    "GeometryError",
+    "MissingDependencyError",
+    "ModelFileError",
+    "ParityError",
+    "RegistrationError",
+    "ShapeError",
+]
+
+
+class DsirError(Exception):
+    """Base of all errors of this package."""
+
+
+class ShapeError(DsirError):
+    """An array or image has the wrong number of axes, size or components."""
+
+
+class GeometryError(DsirError):
+    """Spacing, origin, direction or physical extent is unusable, or two grids that must match do not."""
+
+
+class DataError(DsirError):
+    """A file cannot be read or written, or its values are unusable (NaN, constant, empty mask)."""
+
+
+class ConfigError(DsirError):
+    """A setting is unknown, has the wrong type, or lies out of range."""
+
+
+class ModelFileError(DsirError):
+    """A model file is no ONNX, lacks its card, or the card does not fit the file."""
+
+
+class MissingDependencyError(DsirError):
+    """An optional dependency is absent or installed in a way that cannot work."""
+
+
+class RegistrationError(DsirError):
+    """A registration cannot start or cannot go on."""
+
+
+class ParityError(DsirError):
+    """Two implementations that must agree do not."""

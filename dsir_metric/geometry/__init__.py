@@ -1,0 +1,5 @@
+"""Value objects of space: grids and displacement fields, in LPS millimetres."""
+
+from dsir_metric.geometry.grid import Grid
+
+__all__ = ["Grid"]

@@ -1,0 +1,143 @@
+"""Where the voxels of an image lie in space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+from dsir_metric.errors import GeometryError, ShapeError
+
+__all__ = ["Grid"]
+
+Triple = tuple[float, float, float]
+_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular 3-D lattice of voxel centres in LPS millimetres.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Number of voxels along x, y, z.
+    spacing_mm : tuple of float
+        Distance of neighbouring voxel centres along x, y, z, in mm.
+    origin_mm : tuple of float
+        LPS position of the centre of voxel (0, 0, 0), in mm.
+    direction : tuple of float
+        Row-major 3 x 3 matrix whose columns are the unit vectors of the index axes.
+
+    Raises
+    ------
+    GeometryError
+        If a size or spacing is not positive, a value is not finite, or `direction` is not orthonormal.
+    """
+
+    size: tuple[int, int, int]
+    spacing_mm: Triple = (1.0, 1.0, 1.0)
+    origin_mm: Triple = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = _IDENTITY
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 3 or min(self.size) < 1:
+            raise GeometryError(f"a grid needs three positive sizes (x, y, z); {self.size} came")
+        if not np.all(np.isfinite(self.spacing_mm)) or min(self.spacing_mm) <= 0:
+            raise GeometryError(f"a grid needs three positive spacings in mm; {self.spacing_mm} came: mend the header")
+        if not np.all(np.isfinite(self.origin_mm)):
+            raise GeometryError(f"the origin {self.origin_mm} is not finite: mend the header")
+        rotation = np.reshape(self.direction, (3, 3))
+        if not np.all(np.isfinite(rotation)) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
+            raise GeometryError(f"the direction matrix {self.direction} is not orthonormal: mend the header")
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        """Grid of a 3-D SimpleITK image."""
+        if image.GetDimension() != 3:
+            raise ShapeError(f"a 3-D image is expected; one with {image.GetDimension()} axes {image.GetSize()} came")
+        return cls(
+            tuple(image.GetSize()), tuple(image.GetSpacing()), tuple(image.GetOrigin()), tuple(image.GetDirection())
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Array shape (z, y, x)."""
+        return (self.size[2], self.size[1], self.size[0])
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """3 x 3 matrix from index steps (x, y, z) to mm."""
+        return np.reshape(self.direction, (3, 3)) @ np.diag(self.spacing_mm)
+
+    @cached_property
+    def inverse_matrix(self) -> NDArray[np.float64]:
+        """3 x 3 matrix from mm to index steps (x, y, z)."""
+        return np.linalg.inv(self.matrix)
+
+    @property
+    def extent_mm(self) -> NDArray[np.float64]:
+        """Length of the box (voxels are boxes, not points) along its own x, y, z axes, in mm."""
+        return np.asarray(self.size) * np.asarray(self.spacing_mm)
+
+    @property
+    def centre_mm(self) -> NDArray[np.float64]:
+        """LPS position of the middle of the box, in mm."""
+        return self.to_physical((np.asarray(self.size) - 1) / 2)
+
+    def to_physical(self, index: ArrayLike) -> NDArray[np.float64]:
+        """LPS mm of continuous indices (..., 3) in x, y, z order."""
+        return np.asarray(index, float) @ self.matrix.T + np.asarray(self.origin_mm)
+
+    def to_index(self, points_mm: ArrayLike) -> NDArray[np.float64]:
+        """Continuous indices (..., 3), x, y, z, of LPS points in mm."""
+        return (np.asarray(points_mm, float) - np.asarray(self.origin_mm)) @ self.inverse_matrix.T
+
+    def points_mm(self) -> NDArray[np.float64]:
+        """Centres of all voxels, (z, y, x, 3), last axis LPS mm."""
+        z, y, x = np.meshgrid(*[np.arange(n, dtype=float) for n in self.shape], indexing="ij")
+        return self.to_physical(np.stack([x, y, z], axis=-1))
+
+    def resampled(self, spacing_mm: float | Triple) -> Grid:
+        """The same box with another spacing: centre kept, size rounded to whole voxels."""
+        spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3)
+        size = np.maximum(np.rint(self.extent_mm / spacing).astype(int), 1)
+        return self._centred(size, spacing)
+
+    def padded(self, margin_vox: int) -> Grid:
+        """The grid with `margin_vox` more voxels on each side."""
+        return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))
+
+    def _centred(self, size: NDArray[np.int_], spacing: NDArray[np.float64]) -> Grid:
+        rotation = np.reshape(self.direction, (3, 3))
+        origin = self.centre_mm - rotation @ ((size - 1) / 2 * spacing)
+        return Grid(
+            (int(size[0]), int(size[1]), int(size[2])),
+            (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+            (float(origin[0]), float(origin[1]), float(origin[2])),
+            self.direction,
+        )
+
+    def image(self, pixel_type: int = sitk.sitkUInt8, components: int = 0) -> sitk.Image:
+        """An image of zeros on this grid."""
+        empty = sitk.Image(list(self.size), pixel_type, components)
+        return self.stamp(empty)
+
+    def stamp(self, image: sitk.Image) -> sitk.Image:
+        """Write this geometry into `image` (same size) and return it."""
+        if tuple(image.GetSize()) != self.size:
+            raise ShapeError(f"an image of size {self.size} is expected; {image.GetSize()} came")
+        image.SetSpacing(self.spacing_mm)
+        image.SetOrigin(self.origin_mm)
+        image.SetDirection(self.direction)
+        return image
+
+    def matches(self, other: Grid, tolerance_vox: float = 1e-3) -> bool:
+        """Whether two grids have their voxels in the same places, up to `tolerance_vox` of a voxel."""
+        if self.size != other.size:
+            return False
+        corners = np.array([(0, 0, 0), self.size, (self.size[0], 0, 0), (0, self.size[1], 0)], float)
+        return bool(np.abs(self.to_index(other.to_physical(corners)) - corners).max() < tolerance_vox)

@@ -1,0 +1,83 @@
+"""The 24-channel picture of a scan that the metric compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dsir_metric.errors import ShapeError
+from dsir_metric.geometry import Grid
+
+__all__ = ["Representation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """Deep structural image representation (DSIR) of one scan.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (z, y, x, channels)
+        One descriptor a voxel, unit length as the model makes it, C-contiguous.
+    grid : Grid
+        Where the voxels lie, LPS mm.
+    provenance : mapping
+        Model name and hash, intensity rule and whatever else made these values; strings and numbers only.
+
+    Raises
+    ------
+    ShapeError
+        If `values` is not four-dimensional or does not fit `grid`.
+    """
+
+    values: NDArray[np.float32]
+    grid: Grid
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 4 or self.values.shape[:3] != self.grid.shape:
+            raise ShapeError(
+                f"a representation on a grid of shape {self.grid.shape} (z, y, x) needs values (z, y, x, channels); "
+                f"{self.values.shape} came"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, 24 for the default model."""
+        return int(self.values.shape[3])
+
+    def to_sitk(self) -> sitk.Image:
+        """A multi-component float32 `sitk.Image` with the same geometry."""
+        return self.grid.stamp(sitk.GetImageFromArray(self.values, isVector=True))
+
+    @classmethod
+    def from_sitk(cls, image: sitk.Image) -> Representation:
+        """Wrap a multi-component `sitk.Image`; the inverse of `to_sitk` but for the provenance."""
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() < 2:
+            raise ShapeError(
+                f"a 3-D image with several components is expected; {image.GetDimension()} axes with "
+                f"{image.GetNumberOfComponentsPerPixel()} component(s) came"
+            )
+        values = np.ascontiguousarray(sitk.GetArrayFromImage(image), np.float32)
+        return cls(values, Grid.of(image))
+
+    def smoothed(self, sigma_mm: float) -> Representation:
+        """Each channel under a Gaussian of `sigma_mm`; descriptors are no longer unit length (equation 5, psi)."""
+        if sigma_mm <= 0:
+            return self
+        sigma_vox = [sigma_mm / s for s in reversed(self.grid.spacing_mm)]
+        out = self.values
+        for axis, sigma in enumerate(sigma_vox):
+            if sigma >= 0.1:
+                out = ndimage.gaussian_filter1d(out, sigma, axis=axis, mode="nearest", truncate=3.0)
+        return Representation(np.ascontiguousarray(out, np.float32), self.grid, self.provenance)
+
+    def resampled(self, grid: Grid) -> Representation:
+        """Trilinear values on another grid; outside this one, zero vectors."""
+        image = sitk.Resample(self.to_sitk(), grid.image(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0)
+        return Representation(sitk.GetArrayFromImage(image), grid, self.provenance)
