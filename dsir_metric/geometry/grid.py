@@ -76,12 +76,13 @@ class Grid:
     @cached_property
     def inverse_matrix(self) -> NDArray[np.float64]:
         """3 x 3 matrix from mm to index steps (x, y, z)."""
-        return np.linalg.inv(self.matrix)
+        return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     @property
     def extent_mm(self) -> NDArray[np.float64]:
         """Length of the box (voxels are boxes, not points) along its own x, y, z axes, in mm."""
-        return np.asarray(self.size) * np.asarray(self.spacing_mm)
+        extent: NDArray[np.float64] = np.asarray(self.size) * np.asarray(self.spacing_mm)
+        return extent
 
     @property
     def centre_mm(self) -> NDArray[np.float64]:
@@ -90,11 +91,14 @@ class Grid:
 
     def to_physical(self, index: ArrayLike) -> NDArray[np.float64]:
         """LPS mm of continuous indices (..., 3) in x, y, z order."""
-        return np.asarray(index, float) @ self.matrix.T + np.asarray(self.origin_mm)
+        points: NDArray[np.float64] = np.asarray(index, float) @ self.matrix.T + np.asarray(self.origin_mm)
+        return points
 
     def to_index(self, points_mm: ArrayLike) -> NDArray[np.float64]:
         """Continuous indices (..., 3), x, y, z, of LPS points in mm."""
-        return (np.asarray(points_mm, float) - np.asarray(self.origin_mm)) @ self.inverse_matrix.T
+        offset = np.asarray(points_mm, float) - np.asarray(self.origin_mm)
+        index: NDArray[np.float64] = offset @ self.inverse_matrix.T
+        return index
 
     def points_mm(self) -> NDArray[np.float64]:
         """Centres of all voxels, (z, y, x, 3), last axis LPS mm."""

@@ -1,0 +1,18 @@
+"""Files: read with every check a scan needs, written whole or not at all."""
+
+from dsir_metric.io.atomic import atomic, prepare_folder, write_json
+from dsir_metric.io.images import check_image, read_image, read_labels, read_mask, write_image
+from dsir_metric.io.transforms import read_transform, write_transform
+
+__all__ = [
+    "atomic",
+    "check_image",
+    "prepare_folder",
+    "read_image",
+    "read_labels",
+    "read_mask",
+    "read_transform",
+    "write_image",
+    "write_json",
+    "write_transform",
+]

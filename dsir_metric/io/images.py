@@ -1,0 +1,167 @@
+"""Read and write images; what cannot be registered is refused here, with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
+from dsir_metric.geometry import Grid
+from dsir_metric.io.atomic import atomic
+from dsir_metric.io.nifti import check_nifti
+
+__all__ = ["check_image", "read_image", "read_labels", "read_mask", "write_image"]
+
+_COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+
+
+def read_image(path: str | Path) -> sitk.Image:
+    """Read a scalar 3-D image.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any format ITK reads: NIfTI, NRRD, MetaImage, ... A fourth axis of length 1 is dropped.
+
+    Returns
+    -------
+    sitk.Image
+        float32, with the geometry of the file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, truncated or no image; if voxels are NaN or infinite, or all are equal.
+    ShapeError
+        If it is not 3-D or has several components.
+    GeometryError
+        If the spacing is not positive or the direction not orthonormal.
+    """
+    return check_image(_read(Path(path)), str(path))
+
+
+def check_image(image: sitk.Image, name: str) -> sitk.Image:
+    """The checks of `read_image` on an image in memory; `name` begins the error messages. Gives it as float32."""
+    image = sitk.Cast(_scalar_volume(image, name), sitk.sitkFloat32)
+    values = sitk.GetArrayViewFromImage(image)
+    broken = int(values.size - np.isfinite(values).sum())
+    if broken:
+        raise DataError(f"{name}: {broken} voxels are NaN or infinite; replace them, by 0 or air, before")
+    if values.min() == values.max():
+        raise DataError(f"{name}: all voxels are {values.min():g}; an image with some contrast is expected")
+    return image
+
+
+def read_labels(path: str | Path) -> sitk.Image:
+    """Read a 3-D label image; labels stored as floats are taken when they are whole numbers.
+
+    Returns
+    -------
+    sitk.Image
+        int32; 0 is background.
+
+    Raises
+    ------
+    DataError, ShapeError, GeometryError
+        As `read_image`, but a constant image is allowed; DataError if a label is no whole number.
+    """
+    image = _scalar_volume(_read(Path(path)), str(path))
+    values: NDArray[np.generic] = sitk.GetArrayViewFromImage(image)
+    if not np.all(np.isfinite(values)) or np.any(values != np.rint(values)):
+        raise DataError(f"{path}: labels are whole numbers, others came; was an image given for a label image?")
+    labels: sitk.Image = sitk.Cast(image, sitk.sitkInt32)
+    return labels
+
+
+def read_mask(path: str | Path, like: Grid) -> sitk.Image:
+    """Read a mask, where anything but 0 counts.
+
+    Parameters
+    ----------
+    path : str or Path
+    like : Grid
+        Grid of the image the mask belongs to.
+
+    Returns
+    -------
+    sitk.Image
+        uint8, 0 or 1.
+
+    Raises
+    ------
+    DataError
+        If no voxel is set.
+    GeometryError
+        If the mask lies on another grid than `like`.
+    """
+    image = _scalar_volume(_read(Path(path)), str(path))
+    if not Grid.of(image).matches(like):
+        raise GeometryError(
+            f"{path}: the mask lies on another grid (size {image.GetSize()}) than its image (size {like.size}); "
+            "resample it, nearest neighbour, onto the image"
+        )
+    mask: sitk.Image = sitk.NotEqual(image, 0)
+    if not sitk.GetArrayViewFromImage(mask).any():
+        raise DataError(f"{path}: the mask is empty; set the voxels that count, or leave the mask out")
+    return mask
+
+
+def write_image(image: sitk.Image, path: str | Path) -> None:
+    """Write an image, compressed where the format can, whole or not at all.
+
+    Raises
+    ------
+    DataError
+        If the folder refuses the file or no format fits the ending.
+    """
+    with atomic(path) as temporary:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def _read(path: Path) -> sitk.Image:
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give an image file (convert a DICOM series to one first)")
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(path)
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: RuntimeError, path: Path) -> DsirError:
+    """What SimpleITK says in many lines, as one of ours in one."""
+    text = str(error)
+    if "Zero-valued spacing" in text:
+        return GeometryError(f"{path}: the spacing has a zero; mend the header")
+    if "orthonormal" in text:
+        return GeometryError(f"{path}: the direction matrix is not orthonormal; mend the header")
+    if "Unable to determine ImageIO reader" in text:
+        return DataError(f"{path}: is no image that ITK reads (NIfTI, NRRD, MetaImage, ...)")
+    return DataError(f"{path}: is truncated or damaged; copy the file again")
+
+
+def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
+    """The image, 3-D, with one real component and a sound geometry."""
+    size = image.GetSize()
+    if image.GetDimension() == 4 and size[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3:
+        hint = " Pick one volume with image[..., 0]." if image.GetDimension() == 4 else ""
+        raise ShapeError(f"{name}: has {len(size)} axes {size}; a scalar 3-D image is expected.{hint}")
+    if min(size[:3]) < 2:
+        raise ShapeError(f"{name}: is a single slice {size}; a scalar 3-D image is expected")
+    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetPixelID() in _COMPLEX:
+        raise ShapeError(
+            f"{name}: has voxels of type {image.GetPixelIDTypeAsString()}; one real number each is expected"
+        )
+    try:
+        Grid.of(image)
+    except GeometryError as error:
+        raise GeometryError(f"{name}: {error}") from error
+    return image
