@@ -1,0 +1,1 @@
+"""Training of MASR-Net: network, data, augmentation, contrastive loss and the loop."""

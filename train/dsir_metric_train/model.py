@@ -1,0 +1,170 @@
+"""MASR-Net: the network that turns one scan into 24 unit-norm channels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from dsir_metric_train.dns import PAIRS, relations
+
+__all__ = ["MasrNet", "ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a MASR-Net. Where the paper is silent the field says so.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Channels at resolutions 1, 1/2, 1/4, 1/8. The paper's text is silent.
+    convolutions : int
+        3^3 convolutions a level, on either side. The paper is silent.
+    features : int
+        C_h, channels of the feature map the self-similarities are taken of. The paper's text is silent.
+    dilations : tuple of int
+        Neighbourhood layouts; the paper uses a direct (1) and a dilated one, whose dilation it does not state.
+    channels : int
+        C_d = 24 in the paper.
+    slope : float
+        Negative slope of LeakyReLU. The paper is silent.
+    blur : tuple of int
+        Binomial filter of BlurPool (Zhang, ICML 2019). The paper is silent on its length.
+    shared_squeeze : bool
+        One linear layer C_h -> 1 for all relations (True) or one for each relation. The paper is silent.
+    epsilon : float
+        Added to sigma^2 of equation 1, in squared units of the features. The paper is silent.
+    """
+
+    widths: tuple[int, ...] = (8, 16, 32, 64)
+    convolutions: int = 1
+    features: int = 4
+    dilations: tuple[int, ...] = (1, 2)
+    channels: int = 24
+    slope: float = 0.01
+    blur: tuple[int, ...] = (1, 2, 1)
+    shared_squeeze: bool = True
+    epsilon: float = 1e-5
+
+    @property
+    def multiple(self) -> int:
+        """Sizes are padded to a multiple of this inside `forward`."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def receptive_field(self) -> int:
+        """Voxels on one side that can influence an output voxel (an upper bound, exact tiling needs this halo)."""
+        levels = len(self.widths)
+        encoder = sum(self.convolutions * 2**k for k in range(levels))
+        blur = sum((len(self.blur) // 2) * 2**k for k in range(levels - 1))
+        upsample = sum(2 ** (k + 1) for k in range(levels - 1))
+        decoder = sum(self.convolutions * 2**k for k in range(levels - 1))
+        head = 1 + max(self.dilations) + 2
+        return encoder + blur + upsample + decoder + head
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for a checkpoint or a card."""
+        return asdict(self)
+
+
+class BlurPool(nn.Module):
+    """Halve the size: a separable binomial filter, then every second voxel (edge values repeated outside)."""
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        one = torch.tensor(taps, dtype=torch.float32)
+        cube = torch.einsum("i,j,k->ijk", one, one, one)
+        self.register_buffer("kernel", (cube / cube.sum()).expand(channels, 1, -1, -1, -1).clone(), persistent=False)
+        self.margin = len(taps) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (self.margin,) * 6, mode="replicate")
+        return F.conv3d(x, self.kernel, stride=2, groups=x.shape[1])
+
+
+class Level(nn.Sequential):
+    """`convolutions` times 3^3 convolution and LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, config: ModelConfig) -> None:
+        layers: list[nn.Module] = []
+        for k in range(config.convolutions):
+            layers.append(nn.Conv3d(inputs if k == 0 else outputs, outputs, 3, padding=1))
+            layers.append(nn.LeakyReLU(config.slope))
+        super().__init__(*layers)
+
+
+class MasrNet(nn.Module):
+    """Modality-agnostic structural representation network (figure 2 and supplement A of the paper).
+
+    A 4-level encoder-decoder makes `features` channels, `relations` takes their neighbourhood self-similarities in each
+    layout, a linear layer squeezes the feature axis and two convolutions make the descriptor. There is no normalisation
+    layer and nothing global, so that the output at a voxel depends on its receptive field alone.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or ModelConfig()
+        widths = c.widths
+        self.down = nn.ModuleList([Level(i, o, c) for i, o in zip((1, *widths[:-1]), widths, strict=True)])
+        self.pool = nn.ModuleList([BlurPool(w, c.blur) for w in widths[:-1]])
+        self.up = nn.ModuleList([Level(widths[k] + widths[k + 1], widths[k], c) for k in range(len(widths) - 1)])
+        self.out = nn.Conv3d(widths[0], c.features, 3, padding=1)
+        self.count = len(PAIRS) * len(c.dilations)
+        self.squeeze = nn.Parameter(torch.full((c.features, 1 if c.shared_squeeze else self.count), 1 / c.features))
+        self.squeeze_bias = nn.Parameter(torch.zeros(1 if c.shared_squeeze else self.count))
+        self.head = nn.Sequential(
+            nn.Conv3d(self.count, self.count, 3, padding=1),
+            nn.LeakyReLU(c.slope),
+            nn.Conv3d(self.count, c.channels, 3, padding=1),
+        )
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Feature map h, (batch, C_h, z, y, x), of images (batch, 1, z, y, x) whose sizes fit `config.multiple`."""
+        skips = []
+        for k, level in enumerate(self.down):
+            x = level(x)
+            if k < len(self.pool):
+                skips.append(x)
+                x = self.pool[k](x)
+        for k in reversed(range(len(self.up))):
+            x = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
+            x = self.up[k](torch.cat([skips[k], x], dim=1))
+        return self.out(x)
+
+    def embed(self, h: Tensor) -> Tensor:
+        """Compact structural embedding h^c, (batch, 24, z, y, x): squeezed self-similarities of the feature map."""
+        out, index = [], 0
+        for dilation in self.config.dilations:
+            for relation in relations(h, dilation, self.config.epsilon):
+                column = 0 if self.config.shared_squeeze else index
+                weight = self.squeeze[:, column].view(1, -1, 1, 1, 1)
+                out.append((relation * weight).sum(dim=1) + self.squeeze_bias[column])
+                index += 1
+        return torch.stack(out, dim=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Descriptors of images.
+
+        Parameters
+        ----------
+        image : Tensor, shape (batch, 1, z, y, x), intensities in [0, 1], any size
+
+        Returns
+        -------
+        Tensor, shape (batch, channels, z, y, x), unit length along axis 1.
+        """
+        z, y, x = image.shape[-3:]
+        m = self.config.multiple
+        padded = F.pad(image, (0, (-x) % m, 0, (-y) % m, 0, (-z) % m), mode="replicate")
+        h = self.extract(padded)[..., :z, :y, :x]
+        d = self.head(self.embed(h))
+        return d * torch.rsqrt((d * d).sum(dim=1, keepdim=True) + 1e-12)

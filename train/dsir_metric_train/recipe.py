@@ -1,0 +1,145 @@
+"""Everything that decides a training run, read from one TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dsir_metric.errors import ConfigError
+from dsir_metric_train.augment import Appearance
+from dsir_metric_train.model import ModelConfig
+from dsir_metric_train.sources import LabelMaps, Placement, Scans, Shapes, Source, find_images
+
+__all__ = ["DataSource", "Optimisation", "Recipe"]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source of training views.
+
+    Parameters
+    ----------
+    kind : str
+        "scans" (one view and its intensity transformation), "labels" (label maps painted at random) or "shapes".
+    files : tuple of str
+        Glob patterns below the data folder; none for "shapes".
+    weight : float
+        Share of the draws, relative to the other sources.
+    intensity : str
+        Intensity rule of scans: auto, mr, ct, ct:low,high.
+    assume_spacing_mm : float
+        Voxel size to believe instead of the header's; 0 believes the header.
+    strip_above : int
+        Labels from here on (skull, skin) are removed in half of the draws; 0 keeps all.
+    origin, licence : str
+        Recorded in the model card.
+    """
+
+    kind: Literal["scans", "labels", "shapes"]
+    files: tuple[str, ...] = ()
+    weight: float = 1.0
+    intensity: str = "auto"
+    assume_spacing_mm: float = 0.0
+    strip_above: int = 0
+    origin: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.kind == "shapes") == bool(self.files):
+            raise ConfigError(
+                f"a source of kind {self.kind!r} with files {list(self.files)}: scans and labels need some"
+            )
+        if self.weight <= 0:
+            raise ConfigError(f"the weight of a source is positive; {self.weight} came")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights are found.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps; one pair of views each (batch 1, as in the paper).
+    learning_rate : float
+        Adam; 1e-4 in the paper.
+    decay : bool
+        Cosine decay to a hundredth of the learning rate; the paper keeps it fixed.
+    points : int
+        N^k, sampled foreground voxels; 8196 in the paper.
+    temperature : float
+        tau, 0.07 in the paper.
+    symmetric : bool
+        Contrast both ways; the paper goes from the image to the augmented image.
+    both_views : bool
+        Transform the first view too; the paper leaves it as it is.
+    chunk : int
+        Steps between checkpoints; the resume points of a run.
+    seed : int
+        Fixes weights, views and sampled points.
+    """
+
+    steps: int = 20000
+    learning_rate: float = 1e-4
+    decay: bool = False
+    points: int = 8196
+    temperature: float = 0.07
+    symmetric: bool = False
+    both_views: bool = False
+    chunk: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
+            raise ConfigError("steps, points, chunk, learning_rate and temperature are positive")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run: data, views, network, optimisation."""
+
+    sources: tuple[DataSource, ...]
+    name: str = "masrnet"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    placement: Placement = field(default_factory=Placement)
+    appearance: Appearance = field(default_factory=Appearance)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("a recipe needs at least one [[sources]] table")
+        if self.placement.crop < 16 or self.placement.crop % self.model.multiple:
+            raise ConfigError(
+                f"crop is {self.placement.crop}; a multiple of {self.model.multiple}, at least 16, is needed"
+            )
+
+    def open_sources(self, root: Path) -> Sequence[Source]:
+        """Read every source's files below `root` into memory."""
+        return [self._open(source, root) for source in self.sources]
+
+    def _open(self, source: DataSource, root: Path) -> Source:
+        if source.kind == "shapes":
+            return Shapes(self.placement, self.appearance)
+        files = find_images(root, source.files)
+        if source.kind == "labels":
+            return LabelMaps(files, self.placement, self.appearance, source.strip_above)
+        both = self.optimisation.both_views
+        return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm)
+
+    def shares(self) -> np.ndarray:
+        """Probability of each source."""
+        weights = np.array([s.weight for s in self.sources])
+        return weights / weights.sum()
+
+    def manifest(self, root: Path) -> list[dict[str, str]]:
+        """One line a file for the model card: what was read, whence, under which licence."""
+        lines = []
+        for source in self.sources:
+            files = find_images(root, source.files) if source.files else []
+            names = [f.relative_to(root).as_posix() for f in files] or [f"synthetic {source.kind}"]
+            lines += [{"file": n, "source": source.origin, "licence": source.licence} for n in names]
+        return lines
