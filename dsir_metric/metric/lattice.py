@@ -1,0 +1,167 @@
+"""Displacements held on a lattice, compiled: B-splines of order 0 to 3 and displacement fields (order 1).
+
+A point displaces by a weighted sum of the (order + 1)^3 coefficients around it; the weights are separable. Outside
+the box `low <= index < high` nothing moves; inside, an index beyond the last coefficient is clamped to it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from dsir_metric.metric.compiled import inlined, parallel
+
+__all__ = ["displace", "pull_gradients", "scatter"]
+
+Array = NDArray[Any]
+_BLOCK = 1024  # points that share one scratch array
+
+
+@inlined
+def _weigh(order: int, f: float, weights: Array, slopes: Array) -> None:
+    """Uniform B-spline weights of the order + 1 coefficients from the first one on, and their derivatives."""
+    if order == 0:
+        weights[0], slopes[0] = 1.0, 0.0
+    elif order == 1:
+        weights[0], weights[1] = 1.0 - f, f
+        slopes[0], slopes[1] = -1.0, 1.0
+    elif order == 2:
+        weights[0], weights[1], weights[2] = 0.5 * (1.0 - f) ** 2, 0.5 + f - f * f, 0.5 * f * f
+        slopes[0], slopes[1], slopes[2] = f - 1.0, 1.0 - 2.0 * f, f
+    else:
+        g = 1.0 - f
+        weights[0], weights[3] = g * g * g / 6.0, f * f * f / 6.0
+        weights[1] = 2.0 / 3.0 - 0.5 * f * f * (2.0 - f)
+        weights[2] = 2.0 / 3.0 - 0.5 * g * g * (2.0 - g)
+        slopes[0], slopes[3] = -0.5 * g * g, 0.5 * f * f
+        slopes[1], slopes[2] = f * (1.5 * f - 2.0), -g * (1.5 * g - 2.0)
+
+
+@inlined
+def _support(
+    point: Array, matrix: Array, offset: Array, order: int, low: Array, high: Array, base: Array, w: Array, dw: Array
+) -> bool:
+    """First coefficient (x, y, z) around a point and the weights per axis; false where the point does not move."""
+    for axis in range(3):
+        t = matrix[axis, 0] * point[0] + matrix[axis, 1] * point[1] + matrix[axis, 2] * point[2] + offset[axis]
+        if not low[axis] <= t < high[axis]:
+            return False
+        start = t - 0.5 * (order - 1)
+        base[axis] = math.floor(start)
+        _weigh(order, start - base[axis], w[axis], dw[axis])
+    return True
+
+
+@inlined
+def _clamp(index: int, size: int) -> int:
+    return min(max(index, 0), size - 1)
+
+
+@parallel
+def displace(
+    coefficients: Array, points: Array, matrix: Array, offset: Array, order: int, low: Array, high: Array, out: Array
+) -> None:
+    """Move `points` (n, 3) mm by the lattice of `coefficients` (z, y, x, 3) mm, into `out` (n, 3).
+
+    Continuous lattice index (x, y, z) of a point p is matrix @ p + offset; `low` and `high` (3,) bound what moves.
+    """
+    nz, ny, nx, _ = coefficients.shape
+    for block in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
+        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
+            ux = uy = uz = 0.0
+            if _support(points[i], matrix, offset, order, low, high, base, w, dw):
+                for k in range(order + 1):
+                    z = _clamp(base[2] + k, nz)
+                    for j in range(order + 1):
+                        y = _clamp(base[1] + j, ny)
+                        wyz = w[2, k] * w[1, j]
+                        for h in range(order + 1):
+                            c = coefficients[z, y, _clamp(base[0] + h, nx)]
+                            weight = wyz * w[0, h]
+                            ux += weight * c[0]
+                            uy += weight * c[1]
+                            uz += weight * c[2]
+            out[i, 0] = points[i, 0] + ux
+            out[i, 1] = points[i, 1] + uy
+            out[i, 2] = points[i, 2] + uz
+
+
+@parallel
+def pull_gradients(
+    coefficients: Array,
+    points: Array,
+    gradients: Array,
+    matrix: Array,
+    offset: Array,
+    order: int,
+    low: Array,
+    high: Array,
+    out: Array,
+) -> None:
+    """Transposed spatial Jacobian of `displace` at `points` times `gradients` (n, 3), into `out` (n, 3)."""
+    nz, ny, nx, _ = coefficients.shape
+    for block in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
+        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
+            g = gradients[i]
+            sx = sy = sz = 0.0
+            if _support(points[i], matrix, offset, order, low, high, base, w, dw):
+                for k in range(order + 1):
+                    z = _clamp(base[2] + k, nz)
+                    for j in range(order + 1):
+                        y = _clamp(base[1] + j, ny)
+                        for h in range(order + 1):
+                            c = coefficients[z, y, _clamp(base[0] + h, nx)]
+                            along = c[0] * g[0] + c[1] * g[1] + c[2] * g[2]
+                            sx += dw[0, h] * w[1, j] * w[2, k] * along
+                            sy += w[0, h] * dw[1, j] * w[2, k] * along
+                            sz += w[0, h] * w[1, j] * dw[2, k] * along
+            for axis in range(3):
+                out[i, axis] = g[axis] + sx * matrix[0, axis] + sy * matrix[1, axis] + sz * matrix[2, axis]
+
+
+@parallel
+def scatter(
+    points: Array,
+    gradients: Array,
+    matrix: Array,
+    offset: Array,
+    order: int,
+    low: Array,
+    high: Array,
+    slabs: int,
+    out: Array,
+) -> None:
+    """Add the derivative of sum <gradient, displaced point> with respect to every coefficient to `out` (z, y, x, 3).
+
+    Each of the `slabs` runs through all points and adds only to its own z layers of `out`. A coefficient thus
+    receives its terms in the order of the points: the sum is the same to the bit for any number of slabs.
+    """
+    nz, ny, nx, _ = out.shape
+    for slab in numba.prange(slabs):
+        first, last = slab * nz // slabs, (slab + 1) * nz // slabs
+        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+        for i in range(len(points)):
+            g = gradients[i]
+            if g[0] == 0.0 and g[1] == 0.0 and g[2] == 0.0:
+                continue
+            if not _support(points[i], matrix, offset, order, low, high, base, w, dw):
+                continue
+            for k in range(order + 1):
+                z = _clamp(base[2] + k, nz)
+                if z < first or z >= last:
+                    continue
+                for j in range(order + 1):
+                    y = _clamp(base[1] + j, ny)
+                    wyz = w[2, k] * w[1, j]
+                    for h in range(order + 1):
+                        weight = wyz * w[0, h]
+                        c = out[z, y, _clamp(base[0] + h, nx)]
+                        c[0] += weight * g[0]
+                        c[1] += weight * g[1]
+                        c[2] += weight * g[2]

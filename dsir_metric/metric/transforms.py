@@ -1,0 +1,300 @@
+"""The chain rule from points to the parameters of any SimpleITK transform.
+
+`point_map` turns a transform into a `PointMap`, which maps points and carries derivatives back, first to the point
+that came in, then to the parameters. It follows ITK to the letter: which points a B-spline moves, how a displacement
+field ends, the order inside a composite transform, and that only the transform added last has free parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.errors import ConfigError, ShapeError
+from dsir_metric.geometry import Grid
+from dsir_metric.metric import lattice
+from dsir_metric.metric.compiled import parallel
+
+__all__ = ["ChainMap", "LatticeMap", "LinearMap", "PointMap", "point_map"]
+
+Points = NDArray[np.float64]
+_BLOCK = 4096  # points summed in one go; fixed, so that sums do not depend on the number of threads
+_REACH_MM = 100.0  # length over which the matrix of a linear transform is probed
+_STEP = 1e-5  # parameter step of the central differences
+
+
+class PointMap(Protocol):
+    """A map of points with its derivatives; points and gradients are float64 arrays (n, 3), LPS mm."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of free parameters."""
+        ...
+
+    def map(self, points: Points) -> Points:
+        """Where `points` go."""
+        ...
+
+    def pull_to_points(self, points: Points, gradients: Points) -> Points:
+        """Gradients with respect to the mapped points, carried back to `points`: J(p)^T g."""
+        ...
+
+    def pull_to_parameters(self, points: Points, gradients: Points, into: NDArray[np.float64]) -> None:
+        """Add the derivative of sum <g, map(p)> with respect to each parameter to `into` (parameters,)."""
+        ...
+
+
+class LinearMap:
+    """p -> A p + b, whatever the parameters mean: their effect on A and b is read from the transform itself.
+
+    Parameters
+    ----------
+    transform : sitk.Transform
+        Any 3-D transform whose `IsLinear()` holds.
+    """
+
+    def __init__(self, transform: sitk.Transform) -> None:
+        self._transform = transform
+        self.matrix, self.offset = _matrix_and_offset(transform)
+
+    @property
+    def parameters(self) -> int:
+        """Number of free parameters."""
+        return int(self._transform.GetNumberOfParameters())
+
+    @cached_property
+    def sensitivities(self) -> NDArray[np.float64]:
+        """Derivative of (A, b) with respect to each parameter, (parameters, 3, 4), by central differences."""
+        probe = type(self._transform)(self._transform)
+        centre = np.array(probe.GetParameters())
+        step = _STEP * _room_of_versor(probe)
+        slopes = np.empty((len(centre), 3, 4))
+        for k in range(len(centre)):
+            ends = []
+            for sign in (1, -1):
+                moved = centre.copy()
+                moved[k] += sign * step
+                probe.SetParameters(moved.tolist())
+                ends.append((moved[k], np.column_stack(_matrix_and_offset(probe))))
+            slopes[k] = (ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0])
+        return slopes
+
+    def map(self, points: Points) -> Points:
+        """Where `points` go."""
+        out = np.empty_like(points)
+        _apply(points, self.matrix, self.offset, out)
+        return out
+
+    def pull_to_points(self, points: Points, gradients: Points) -> Points:
+        """Gradients with respect to the mapped points, carried back to `points`: A^T g."""
+        out = np.empty_like(gradients)
+        _apply(gradients, np.ascontiguousarray(self.matrix.T), np.zeros(3), out)
+        return out
+
+    def pull_to_parameters(self, points: Points, gradients: Points, into: NDArray[np.float64]) -> None:
+        """Add <dA, sum g p^T> + <db, sum g> for each parameter to `into`."""
+        sums = np.empty(((len(points) + _BLOCK - 1) // _BLOCK, 3, 4))
+        _moments(points, gradients, sums)
+        into += np.tensordot(self.sensitivities, sums.sum(axis=0), axes=2)
+
+
+class LatticeMap:
+    """p -> p + u(p) with u on a lattice: a B-spline transform or a displacement field.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the coefficients lie.
+    coefficients : ndarray of float64, shape (z, y, x, 3)
+        Displacements in mm, C-contiguous.
+    order : int
+        Order of the B-spline between coefficients.
+    low, high : ndarray of float64, shape (3,)
+        Points whose continuous index (x, y, z) is not in [low, high) stay where they are.
+    component_first : bool
+        Order of the parameters: all x components, then all y, then all z (B-spline), or interleaved (field).
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        coefficients: NDArray[np.float64],
+        order: int,
+        bounds: tuple[NDArray[np.float64], NDArray[np.float64]],
+        *,
+        component_first: bool,
+    ) -> None:
+        self._coefficients = coefficients
+        self._place = (grid.inverse_matrix, -grid.inverse_matrix @ np.array(grid.origin_mm), order, *bounds)
+        self._component_first = component_first
+
+    @classmethod
+    def of_bspline(cls, transform: sitk.BSplineTransform) -> LatticeMap:
+        """Map of a B-spline transform; the identity outside its valid region, as in ITK."""
+        images, order = transform.GetCoefficientImages(), int(transform.GetOrder())
+        coefficients = np.stack([sitk.GetArrayViewFromImage(image) for image in images], axis=-1)
+        grid = Grid.of(images[0])
+        # ITK takes an index within 4 units in the last place of the border for one inside.
+        margin, slack = 0.5 * (order - 1), 4 * np.finfo(float).eps
+        low, high = np.full(3, margin), np.array(grid.size) - margin - 1
+        bounds = (low - slack * np.abs(low), high + slack * np.abs(high))
+        return cls(grid, np.ascontiguousarray(coefficients), order, bounds, component_first=True)
+
+    @classmethod
+    def of_field(cls, transform: sitk.DisplacementFieldTransform) -> LatticeMap:
+        """Map of a displacement field transform; zero displacement outside the field, as in ITK."""
+        image = transform.GetDisplacementField()
+        grid = Grid.of(image)
+        bounds = (np.full(3, -0.5), np.array(grid.size) - 0.5)
+        return cls(grid, sitk.GetArrayFromImage(image), 1, bounds, component_first=False)
+
+    @property
+    def parameters(self) -> int:
+        """Number of free parameters."""
+        return int(self._coefficients.size)
+
+    def map(self, points: Points) -> Points:
+        """Where `points` go."""
+        out = np.empty_like(points)
+        lattice.displace(self._coefficients, points, *self._place, out)
+        return out
+
+    def pull_to_points(self, points: Points, gradients: Points) -> Points:
+        """Gradients with respect to the mapped points, carried back to `points`: (I + du/dp)^T g."""
+        out = np.empty_like(gradients)
+        lattice.pull_gradients(self._coefficients, points, gradients, *self._place, out)
+        return out
+
+    def pull_to_parameters(self, points: Points, gradients: Points, into: NDArray[np.float64]) -> None:
+        """Add the transpose of the interpolation, applied to `gradients`, to `into`."""
+        shape = self._coefficients.shape
+        slabs = min(numba.get_num_threads(), shape[0])
+        target = np.zeros(shape) if self._component_first else into.reshape(shape)
+        lattice.scatter(points, gradients, *self._place, slabs, target)
+        if self._component_first:
+            into += np.moveaxis(target, -1, 0).ravel()
+
+
+class ChainMap:
+    """Maps one after another; the first one applied has the free parameters.
+
+    Parameters
+    ----------
+    maps : sequence of PointMap
+        In the order in which points pass through them.
+    """
+
+    def __init__(self, maps: Sequence[PointMap]) -> None:
+        self._maps = list(maps)
+
+    @property
+    def parameters(self) -> int:
+        """Number of free parameters."""
+        return self._maps[0].parameters
+
+    def map(self, points: Points) -> Points:
+        """Where `points` go."""
+        for step in self._maps:
+            points = step.map(points)
+        return points
+
+    def pull_to_points(self, points: Points, gradients: Points) -> Points:
+        """Gradients with respect to the mapped points, carried back to `points`."""
+        return self._maps[0].pull_to_points(points, self._pull_to_first(points, gradients))
+
+    def pull_to_parameters(self, points: Points, gradients: Points, into: NDArray[np.float64]) -> None:
+        """Add the derivative with respect to the parameters of the first map to `into`."""
+        self._maps[0].pull_to_parameters(points, self._pull_to_first(points, gradients), into)
+
+    def _pull_to_first(self, points: Points, gradients: Points) -> Points:
+        """Gradients at the output of the last map, carried back to the output of the first."""
+        stops = [self._maps[0].map(points)] if len(self._maps) > 1 else []
+        for step in self._maps[1:-1]:
+            stops.append(step.map(stops[-1]))
+        for step, stop in zip(reversed(self._maps[1:]), reversed(stops), strict=True):
+            gradients = step.pull_to_points(stop, gradients)
+        return gradients
+
+
+def point_map(transform: sitk.Transform) -> PointMap:
+    """Point map of any 3-D SimpleITK transform.
+
+    Parameters
+    ----------
+    transform : sitk.Transform
+        Linear (identity, translation, Euler, versor, similarity, scale, affine, ...), B-spline, displacement field,
+        or a composite of those. It is read now: later changes to it are not seen.
+
+    Raises
+    ------
+    ShapeError
+        If the transform is not three-dimensional.
+    ConfigError
+        If it is of a kind without a known derivative, or an empty composite.
+    """
+    if transform.GetDimension() != 3:
+        raise ShapeError(f"a 3-D transform is expected; a {transform.GetDimension()}-D one came")
+    concrete = _concrete(transform)
+    if isinstance(concrete, sitk.CompositeTransform):
+        count = concrete.GetNumberOfTransforms()
+        if count == 0:
+            raise ConfigError("a composite transform without transforms has no parameters to move: add one")
+        return ChainMap([point_map(concrete.GetNthTransform(i)) for i in reversed(range(count))])
+    if isinstance(concrete, sitk.BSplineTransform):
+        return LatticeMap.of_bspline(concrete)
+    if isinstance(concrete, sitk.DisplacementFieldTransform):
+        return LatticeMap.of_field(concrete)
+    if concrete.IsLinear():
+        return LinearMap(concrete)
+    raise ConfigError(f"no derivative is known for a {concrete.GetName()}: use a linear, B-spline or displacement one")
+
+
+def _concrete(transform: sitk.Transform) -> sitk.Transform:
+    """The transform as its own class, where it came as the general `sitk.Transform`."""
+    if type(transform) is not sitk.Transform:
+        return transform
+    try:
+        concrete: sitk.Transform = transform.Downcast()
+    except KeyError:  # SimpleITK 2.5 does not know every kind here; those it forgets are linear
+        return transform
+    return concrete
+
+
+def _matrix_and_offset(transform: sitk.Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    offset = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    ends = [transform.TransformPoint(tuple(end)) for end in (_REACH_MM * np.eye(3)).tolist()]
+    return np.ascontiguousarray((np.array(ends) - offset).T / _REACH_MM), offset
+
+
+def _room_of_versor(transform: sitk.Transform) -> float:
+    """1 - |v|^2 of a versor, 1 for other transforms: how far a parameter may go before the rotation ends at 180 deg."""
+    if not hasattr(transform, "GetVersor"):
+        return 1.0
+    return max(float(transform.GetVersor()[3]) ** 2, 1e-6)
+
+
+@parallel
+def _apply(points: NDArray[Any], matrix: NDArray[Any], offset: NDArray[Any], out: NDArray[Any]) -> None:
+    for i in numba.prange(len(points)):
+        x, y, z = points[i]
+        for axis in range(3):
+            out[i, axis] = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 2] * z + offset[axis]
+
+
+@parallel
+def _moments(points: NDArray[Any], gradients: NDArray[Any], sums: NDArray[Any]) -> None:
+    """Sum of g p^T and of g over blocks of points, into `sums` (blocks, 3, 4)."""
+    for block in numba.prange(len(sums)):
+        total = np.zeros((3, 4))
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
+            for row in range(3):
+                for column in range(3):
+                    total[row, column] += gradients[i, row] * points[i, column]
+                total[row, 3] += gradients[i, row]
+        sums[block] = total
