@@ -2,6 +2,7 @@
 
 from dsir_metric.io.atomic import atomic, prepare_folder, write_json
 from dsir_metric.io.images import check_image, read_image, read_labels, read_mask, write_image
+from dsir_metric.io.registration import write_registration
 from dsir_metric.io.transforms import read_transform, write_transform
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "read_transform",
     "write_image",
     "write_json",
+    "write_registration",
     "write_transform",
 ]

@@ -1,0 +1,81 @@
+"""`dsir-metric`: the commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+import dsir_metric
+from dsir_metric.errors import DsirError
+from dsir_metric_cli.options import DEBUG, debug_option
+
+__all__ = ["app", "main"]
+
+_COMMANDS = {
+    "Register": {
+        "demo": "Make two scans of a phantom, register them, measure the error",
+        "register": "Register two scans of any two modalities",
+        "represent": "Write the 24-channel representation of a scan",
+    },
+    "Models": {
+        "models": "List the models, or show the card of one",
+        "train": "Train a model from a recipe",
+        "export": "Turn a checkpoint into a model file",
+    },
+}
+_HELP = """Register medical images of different modalities by a learned similarity.
+
+\b
+  dsir-metric demo                                      see it work on a phantom
+  dsir-metric register t1.nii.gz flair.nii.gz -o out/   your own scans
+  dsir-metric register --help                           all options of a command
+"""
+
+
+class _Refusal(click.ClickException):
+    """An error of ours: one line, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+class _App(click.Group):
+    """Commands by name; a module is imported only for its own command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in _COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"dsir_metric_cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(section.items()), col_max=12)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DsirError as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            raise _Refusal(str(error)) from error
+
+
+@click.group(cls=_App, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(dsir_metric.__version__, prog_name="dsir-metric")
+@debug_option
+def app() -> None:
+    """All commands."""
+
+
+def main() -> None:
+    """Entry point of the `dsir-metric` command."""
+    app(prog_name="dsir-metric")

@@ -1,0 +1,42 @@
+"""What a user sees while a registration runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from dsir_metric.register import Progress as Step
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
+    """Give a function that shows each step of a registration as one bar over all stages.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to draw; standard error, quiet or not.
+    """
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[metric]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=1.0, metric="")
+
+        def show(step: Step) -> None:
+            metric = "" if step.metric is None else f"metric {step.metric:+.4f}"
+            bar.update(task, description=step.stage, completed=step.fraction, metric=metric)
+
+        yield show
+        bar.update(task, description="done", completed=1.0)

@@ -1,0 +1,121 @@
+"""`dsir-metric register`: two scans in, a transform and the moved scan out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import SimpleITK as sitk
+from rich.console import Console
+
+from dsir_metric import io
+from dsir_metric.config import from_dict, load_toml, to_dict
+from dsir_metric.errors import ConfigError, GeometryError
+from dsir_metric.evaluate import dice
+from dsir_metric.geometry import Grid
+from dsir_metric.register import RegisterConfig, RegistrationResult, register
+from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
+from dsir_metric_cli.progress import progress_bar
+
+__all__ = ["Job", "command", "run"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files of one registration; see the options of the command."""
+
+    fixed: Path
+    moving: Path
+    output: Path
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    initial_transform: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_labels and not self.moving_labels:
+            raise ConfigError(
+                "fixed labels came without moving labels; give both for Dice, or moving labels to be moved"
+            )
+
+
+@click.command()
+@click.argument("fixed", type=PATH)
+@click.argument("moving", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
+@click.option("--fixed-mask", type=PATH, help="Where in the fixed scan the metric counts.")
+@click.option("--moving-mask", type=PATH, help="Where in the moving scan the metric counts.")
+@click.option("--initial-transform", type=PATH, help="Start here: an ITK transform from fixed to moving points.")
+@click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
+@click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
+@click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable.  [default: all]")
+@click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="Voxel size to work at.  [default: chosen]")
+@click.option("--intensity", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH, of both scans.")
+@click.option("--fixed-intensity", metavar="RULE", help="The same for the fixed scan alone.")
+@click.option("--moving-intensity", metavar="RULE", help="The same for the moving scan alone.")
+@click.option("--backend", metavar="NAME", help="Engine.  [default: sitk]")
+@model_options
+@click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
+@click.option("--config", type=PATH, help="TOML file with these and finer settings; options go before it.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+@debug_option
+def command(config: Path | None, quiet: bool, **given: Any) -> None:
+    """Register MOVING to FIXED, two 3-D scans of any modality.
+
+    Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
+    labels, moved_labels.nii.gz as well.
+    """
+    files = {name: given.pop(name) for name in Job.__dataclass_fields__}
+    run(Job(**files), settings(config, given), Console(stderr=True, quiet=quiet))
+
+
+def settings(config: Path | None, given: Mapping[str, Any]) -> RegisterConfig:
+    """The TOML file, or the defaults, overridden by the options that were given (those not None)."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    both = chosen.pop("intensity", None)
+    if both is not None:
+        chosen = {"fixed_intensity": both, "moving_intensity": both} | chosen
+    if "stages" in chosen:
+        chosen["stages"] = [stage.strip() for stage in chosen["stages"].split(",")]
+    base = RegisterConfig() if config is None else load_toml(config, RegisterConfig)
+    return from_dict(RegisterConfig, to_dict(base) | chosen)
+
+
+def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResult:
+    """Read, register, write; every input and the output folder is checked before the long part."""
+    folder = io.prepare_folder(job.output)
+    with hushed():
+        fixed, moving = io.read_image(job.fixed), io.read_image(job.moving)
+        fixed_mask = io.read_mask(job.fixed_mask, Grid.of(fixed)) if job.fixed_mask else None
+        moving_mask = io.read_mask(job.moving_mask, Grid.of(moving)) if job.moving_mask else None
+        initial = io.read_transform(job.initial_transform) if job.initial_transform else None
+        moving_labels = io.read_labels(job.moving_labels) if job.moving_labels else None
+        fixed_labels = io.read_labels(job.fixed_labels) if job.fixed_labels else None
+    if fixed_labels is not None and not Grid.of(fixed_labels).matches(Grid.of(fixed)):
+        raise GeometryError(
+            f"{job.fixed_labels}: the labels lie on another grid than the fixed scan; resample them onto it"
+        )
+    with progress_bar(console) as show:
+        result = register(
+            fixed,
+            moving,
+            config,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            initial_transform=initial,
+            on_progress=show,
+        )
+    moved_labels = None if moving_labels is None else result.moved(moving_labels, labels=True)
+    report = result.to_dict() | {"files": to_dict(job)}
+    if fixed_labels is not None and moved_labels is not None and moving_labels is not None:
+        start = sitk.Resample(moving_labels, fixed_labels, sitk.Transform(), sitk.sitkNearestNeighbor)
+        report["dice"] = {"before": dice(fixed_labels, start), "after": dice(fixed_labels, moved_labels)}
+    io.write_registration(
+        folder, transform=result.transform, moved=result.moved(moving), report=report, moved_labels=moved_labels
+    )
+    console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)
+    return result
