@@ -1,0 +1,103 @@
+"""From what `Execute` was given to the DNS cosine metric of each level."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from functools import lru_cache
+
+import SimpleITK as sitk
+
+from dsir_metric.errors import ShapeError
+from dsir_metric.geometry import Grid
+from dsir_metric.metric import CosineMetric, Sampling
+from dsir_metric.represent.pair import represent_pair
+from dsir_metric.represent.representation import Representation
+from dsir_metric.represent.representer import Representer
+from dsir_metric.sitk.levels import Level, smoothed
+from dsir_metric.sitk.settings import DNSCosine, Settings
+
+__all__ = ["ComparedPair", "Picture", "compared_pair"]
+
+Picture = sitk.Image | Representation
+_STRATEGIES = {
+    sitk.ImageRegistrationMethod.NONE: "none",
+    sitk.ImageRegistrationMethod.REGULAR: "regular",
+    sitk.ImageRegistrationMethod.RANDOM: "random",
+}
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """Two representations, and the grids of the images they were made from.
+
+    Parameters
+    ----------
+    fixed, moving : Representation
+    fixed_grid, moving_grid : Grid
+        The virtual domain comes from the first, index shifts from the second, as they would for the images.
+    """
+
+    fixed: Representation
+    moving: Representation
+    fixed_grid: Grid
+    moving_grid: Grid
+
+    def metric(self, settings: Settings, level: Level, moving_initial: sitk.Transform | None) -> CosineMetric:
+        """The metric of a level."""
+        seed = level.sampling_seed
+        return CosineMetric(
+            smoothed(self.fixed, level),
+            smoothed(self.moving, level),
+            virtual=level.virtual,
+            fixed_mask=settings.fixed_mask,
+            moving_mask=settings.moving_mask,
+            sampling=Sampling(
+                _STRATEGIES[level.sampling_strategy],  # type: ignore[arg-type]
+                level.sampling_percentage,
+                (secrets.randbits(31) if seed == sitk.sitkWallClock else seed) + level.index,
+            ),
+            fixed_initial=settings.fixed_initial,
+            moving_initial=moving_initial,
+        )
+
+
+def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> ComparedPair:
+    """Represent two scalar images, or take two that are represented.
+
+    Raises
+    ------
+    ShapeError
+        If an image is not 3-D, or one is represented and the other is not.
+    DsirError
+        What `represent_pair` raises.
+    """
+    grids = [picture.grid if isinstance(picture, Representation) else Grid.of(picture) for picture in (fixed, moving)]
+    made = [_is_represented(picture) for picture in (fixed, moving)]
+    if made[0] != made[1]:
+        which = "fixed is represented and moving is" if made[0] else "moving is represented and fixed is"
+        raise ShapeError(f"{which} a scalar image: give two scalar images or two representations")
+    if made[0]:
+        return ComparedPair(_represented(fixed), _represented(moving), *grids)
+    pair = represent_pair(
+        fixed,
+        moving,
+        _representer(choice.model, choice.device),
+        spacing_mm=choice.spacing_mm,
+        fixed_intensity=choice.fixed_intensity,
+        moving_intensity=choice.moving_intensity,
+    )
+    return ComparedPair(*pair, *grids)
+
+
+@lru_cache(maxsize=1)
+def _representer(model: str, device: str) -> Representer:
+    return Representer(model, device)  # type: ignore[arg-type]
+
+
+def _is_represented(picture: Picture) -> bool:
+    return isinstance(picture, Representation) or picture.GetNumberOfComponentsPerPixel() > 1
+
+
+def _represented(picture: Picture) -> Representation:
+    return picture if isinstance(picture, Representation) else Representation.from_sitk(picture)

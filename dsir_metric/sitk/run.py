@@ -1,0 +1,162 @@
+"""One `Execute`: the levels, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from dsir_metric.errors import RegistrationError
+from dsir_metric.geometry import Grid
+from dsir_metric.sitk.events import Commands
+from dsir_metric.sitk.levels import Level, LevelAdaptor, schedule
+from dsir_metric.sitk.optimizers import optimizer_for
+from dsir_metric.sitk.position import position_of
+from dsir_metric.sitk.problem import Metric, Problem
+from dsir_metric.sitk.scales import ScaleEstimator
+from dsir_metric.sitk.settings import Settings
+
+__all__ = ["MetricOfLevel", "Run", "initial_transforms"]
+
+MetricOfLevel = Callable[[Level], Metric]
+
+
+def initial_transforms(settings: Settings) -> tuple[Any, Any]:
+    """The transform to optimise, and what is applied after it (None for nothing).
+
+    Of a composite, only the transform added last is optimised, as in ITK.
+
+    Raises
+    ------
+    RegistrationError
+        If there is no initial transform, or it is not 3-D.
+    """
+    initial = settings.initial
+    if initial is None:
+        raise RegistrationError("there is no initial transform: call SetInitialTransform first")
+    if initial.GetDimension() != 3:
+        raise RegistrationError(f"the initial transform is {initial.GetDimension()}-D: a 3-D transform is expected")
+    after = [] if settings.moving_initial is None else [settings.moving_initial]
+    if initial.GetTransformEnum() == sitk.sitkComposite:
+        composite = sitk.CompositeTransform(initial)
+        after += [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms() - 1)]
+    return initial, sitk.CompositeTransform(after) if after else None
+
+
+class Run:
+    """State of a registration while it runs.
+
+    Parameters
+    ----------
+    settings : Settings
+    fixed, moving : Grid
+        Of the two images.
+    metric_of_level : callable
+        Makes the metric of a level.
+    commands : Commands
+        Called as things happen.
+
+    Attributes
+    ----------
+    level : int
+        The present level; the number of levels when all are done.
+    optimizer : Optimizer
+    problem : Problem or None
+        None before the first level.
+    """
+
+    def __init__(
+        self, settings: Settings, fixed: Grid, moving: Grid, metric_of_level: MetricOfLevel, commands: Commands
+    ) -> None:
+        if settings.optimizer is None:
+            raise RegistrationError("there is no optimiser: call one of the SetOptimizerAs... methods first")
+        initial, self._after = initial_transforms(settings)
+        self._initial = initial if settings.in_place else sitk.Transform(initial).Downcast()
+        _take_centre(self._initial, settings.moving_initial)
+        self.position = position_of(self._initial)
+        self.optimizer = optimizer_for(settings.optimizer)
+        self.problem: Problem | None = None
+        self.level = 0
+        self._settings = settings
+        self._moving = moving
+        self._levels = schedule(settings, fixed)
+        self._adaptor = LevelAdaptor(self.position, settings.bspline_factors, fixed)
+        self._metric_of_level = metric_of_level
+        self._commands = commands
+        self._aborted = False
+
+    def execute(self) -> Any:
+        """Run all levels; the initial transform when in place, otherwise a composite with the result."""
+        if self._settings.scales.kind != "manual":
+            self._commands.from_optimizer()
+        self._commands.from_registration(sitk.sitkStartEvent)
+        for level in self._levels:
+            self.level = level.index
+            self._run_level(level)
+            if self._aborted:
+                self._commands.from_registration(sitk.sitkAbortEvent)
+                break
+        else:
+            self.level = len(self._levels)
+        self._commands.from_registration(sitk.sitkEndEvent)
+        if self.problem is not None:
+            self.optimizer.finish(self.problem)
+        self.position.commit()
+        if self._settings.in_place:
+            return sitk.Transform(self._initial).Downcast()
+        return sitk.CompositeTransform([self._initial])
+
+    def abort(self) -> None:
+        """End the present level after its iteration, and leave out the others."""
+        self._aborted = True
+        self.optimizer.stop()
+
+    def scales(self) -> tuple[float, ...]:
+        """Scales of the parameters in use."""
+        return () if self.problem is None else tuple(self.problem.scales.tolist())
+
+    def valid_points(self) -> int:
+        """Number of points that counted in the last evaluation."""
+        return 0 if self.problem is None else self.problem.metric.valid_points
+
+    def _run_level(self, level: Level) -> None:
+        self._commands.from_registration(sitk.sitkMultiResolutionIterationEvent)
+        self._adaptor.adapt(level)
+        if level.index == 0:
+            self._commands.from_optimizer()
+        settings = self._settings
+        estimator = None
+        if settings.scales.kind != "manual":
+            estimator = ScaleEstimator(settings.scales, self.position, self._after, level.virtual, self._moving)
+        self.problem = Problem(
+            self._metric_of_level(level),
+            self.position,
+            estimator,
+            np.array(settings.scales.values),
+            np.array(settings.weights),
+            self._commands.from_optimizer,
+        )
+        self.optimizer.run(self.problem)
+
+
+def _take_centre(transform: Any, moving_initial: Any) -> None:
+    """Give a linear transform the centre of the last linear part of the moving initial transform, as ITK does."""
+    if moving_initial is None or not _has_centre(transform):
+        return
+    parts = [moving_initial]
+    if moving_initial.GetTransformEnum() == sitk.sitkComposite:
+        composite = sitk.CompositeTransform(moving_initial)
+        composite.FlattenTransform()
+        parts = [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms())]
+    centres = [part.GetFixedParameters()[:3] for part in parts if _has_centre(part)]
+    if centres:
+        parameters = transform.GetParameters()
+        transform.SetFixedParameters((*centres[-1], *transform.GetFixedParameters()[3:]))
+        transform.SetParameters(parameters)
+
+
+def _has_centre(transform: Any) -> bool:
+    without = (sitk.sitkIdentity, sitk.sitkTranslation, sitk.sitkComposite)
+    return bool(transform.IsLinear() and transform.GetTransformEnum() not in without)

@@ -1,0 +1,211 @@
+"""What one unit of each parameter does to points, so that parameters of different units can share a step.
+
+The rules are those of ITK's `RegistrationParameterScalesEstimator` family. For linear transforms they look at the
+eight corner voxels of the virtual domain. For B-splines and displacement fields the scales look at a box of voxels
+around its centre, and the size of a step at all voxels.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import interpolate
+
+from dsir_metric.geometry import Grid
+from dsir_metric.sitk.position import FieldPosition, Position
+from dsir_metric.sitk.settings import ScalesChoice
+
+__all__ = ["ScaleEstimator", "mapped_points"]
+
+Vector = NDArray[np.float64]
+_EPSILON = sys.float_info.epsilon
+
+
+def mapped_points(transform: Any, grid: Grid) -> Vector:
+    """Where the voxel centres of a grid go, (n, 3), x fastest, LPS mm."""
+    shift = sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat64, grid.size, grid.origin_mm, grid.spacing_mm, grid.direction
+    )
+    return (grid.points_mm() + sitk.GetArrayViewFromImage(shift)).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class ScaleEstimator:
+    """Scales of parameters and of steps on one level.
+
+    Parameters
+    ----------
+    choice : ScalesChoice
+        Kind ("physical shift", "index shift" or "jacobian"), radius of the central box, size of the probing step.
+    position : Position
+        The transform that is optimised, at its present parameters.
+    moving_initial : sitk.Transform or None
+        Applied after it.
+    virtual, moving : Grid
+        The virtual domain of this level; the moving image, whose voxels index shifts are counted in.
+    """
+
+    choice: ScalesChoice
+    position: Position
+    moving_initial: Any
+    virtual: Grid
+    moving: Grid
+
+    def maximum_step(self) -> float:
+        """The default length of a step: the smallest spacing of the virtual domain, mm."""
+        return min(self.virtual.spacing_mm)
+
+    def scales(self) -> Vector:
+        """One scale for each (local) parameter."""
+        if self.choice.kind == "jacobian":
+            return self._mean_squared_jacobian()
+        shifts = self._bspline_shifts() if self.position.is_bspline else self._probed_shifts()
+        moves = shifts > _EPSILON
+        if not moves.any():
+            return np.ones_like(shifts)
+        smallest = shifts[moves].min()
+        if self.position.is_bspline:
+            return np.full_like(shifts, smallest)
+        return np.asarray((np.where(moves, shifts, smallest) / self.choice.small_variation) ** 2)
+
+    def step_scale(self, step: Vector) -> float:
+        """How far a step moves points: at most, or on average for the Jacobian; mm or voxels."""
+        if self.choice.kind == "jacobian":
+            return float(np.linalg.norm(self._directional(step, self._step_grid), axis=1).mean())
+        if self._is_local:
+            return self._largest_shift(step, self._step_grid)
+        largest = np.abs(step).max(initial=0.0)
+        if largest <= _EPSILON:
+            return 0.0
+        factor = self.choice.small_variation / largest
+        return self._largest_shift(step * factor, self._step_grid) / factor
+
+    @property
+    def _is_local(self) -> bool:
+        return self.position.is_field or self.position.is_bspline
+
+    @cached_property
+    def _corners(self) -> Grid:
+        size = np.asarray(self.virtual.size)
+        spacing = np.asarray(self.virtual.spacing_mm) * np.maximum(size - 1, 1)
+        return Grid(_ints(np.minimum(size, 2)), _floats(spacing), self.virtual.origin_mm, self.virtual.direction)
+
+    @cached_property
+    def _centre(self) -> Grid:
+        middle = (np.asarray(self.virtual.size) - 1) // 2
+        low = np.maximum(middle - self.choice.central_region_radius, 0)
+        high = np.minimum(middle + self.choice.central_region_radius, np.asarray(self.virtual.size) - 1)
+        origin = self.virtual.to_physical(low)
+        return Grid(_ints(high - low + 1), self.virtual.spacing_mm, _floats(origin), self.virtual.direction)
+
+    @property
+    def _step_grid(self) -> Grid:
+        return self.virtual if self._is_local else self._corners
+
+    @property
+    def _scale_grid(self) -> Grid:
+        return self._centre if self._is_local else self._corners
+
+    def _map(self, grid: Grid) -> Vector:
+        transform = self.position.transform
+        if self.moving_initial is not None:
+            transform = sitk.CompositeTransform([self.moving_initial, transform])
+        return mapped_points(transform, grid)
+
+    def _in_unit(self, shifts: Vector) -> Vector:
+        return shifts @ self.moving.inverse_matrix.T if self.choice.kind == "index shift" else shifts
+
+    def _largest_shift(self, step: Vector, grid: Grid) -> float:
+        before = self.position.parameters
+        start = self._map(grid)
+        self.position.step(step)
+        shifts = self._in_unit(self._map(grid) - start)
+        self.position.move_to(before)
+        return float(np.linalg.norm(shifts, axis=1).max())
+
+    def _probed_shifts(self) -> Vector:
+        """Largest shift by `small_variation` of each (local) parameter."""
+        count = self.position.parameters.size
+        offset = _offset_of_centre(self.position, self.virtual) if isinstance(self.position, FieldPosition) else 0
+        shifts = []
+        for k in range(self.position.local_size):
+            step = np.zeros(count)
+            step[offset + k] = self.choice.small_variation
+            shifts.append(self._largest_shift(step, self._scale_grid))
+        return np.array(shifts)
+
+    def _bspline_shifts(self) -> Vector:
+        """The same for a B-spline, from its basis functions: probing thousands of coefficients would take minutes."""
+        largest = _largest_weights(self.position.transform, self._centre)
+        lengths = np.linalg.norm(self._in_unit(self._component_shifts()), axis=1)
+        return np.asarray(np.outer(lengths, largest).ravel() * self.choice.small_variation)
+
+    def _component_shifts(self) -> Vector:
+        """Where unit displacements along x, y, z go under the moving initial transform, at the centre; rows."""
+        units = np.vstack([np.zeros(3), np.eye(3)]) + self.virtual.centre_mm
+        if self.moving_initial is not None:
+            units = np.array([self.moving_initial.TransformPoint(p.tolist()) for p in units])
+        return units[1:] - units[0]
+
+    def _directional(self, step: Vector, grid: Grid) -> Vector:
+        """Derivative of the mapped points of a grid along `step`, by central differences."""
+        before = self.position.parameters
+        size = 1e-4 / max(np.abs(step).max(initial=0.0), _EPSILON)
+        self.position.move_to(before + size * step)
+        forward = self._map(grid)
+        self.position.move_to(before - size * step)
+        backward = self._map(grid)
+        self.position.move_to(before)
+        return (forward - backward) / (2 * size)
+
+    def _mean_squared_jacobian(self) -> Vector:
+        lengths = (self._component_shifts() ** 2).sum(axis=1)
+        if self.position.is_field:
+            return np.asarray(lengths)
+        if self.position.is_bspline:
+            return np.asarray(np.outer(lengths, _mean_squared_weights(self.position.transform, self._centre)).ravel())
+        steps = np.eye(self.position.local_size)
+        return np.array([(self._directional(step, self._corners) ** 2).sum(axis=1).mean() for step in steps])
+
+
+def _ints(values: Any) -> tuple[int, int, int]:
+    return (int(values[0]), int(values[1]), int(values[2]))
+
+
+def _floats(values: Any) -> tuple[float, float, float]:
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _offset_of_centre(position: FieldPosition, virtual: Grid) -> int:
+    """Place of the first parameter of the voxel at the centre of the virtual domain."""
+    middle = virtual.to_physical((np.asarray(virtual.size) - 1) // 2)
+    x, y, z = np.clip(np.rint(position.grid.to_index(middle)).astype(int), 0, np.asarray(position.grid.size) - 1)
+    return 3 * int(np.ravel_multi_index((z, y, x), position.grid.shape))
+
+
+def _basis(transform: Any, grid: Grid) -> tuple[Vector, Vector, Vector]:
+    """Values of the B-spline's one-dimensional basis functions at the points of a grid: (points, controls) an axis."""
+    fixed = transform.GetFixedParameters()
+    lattice = Grid(_ints(fixed[:3]), _floats(fixed[6:9]), _floats(fixed[3:6]), tuple(fixed[9:]))
+    order = transform.GetOrder()
+    kernel = interpolate.BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2, extrapolate=False)
+    index = lattice.to_index(grid.points_mm().reshape(-1, 3))
+    x, y, z = (np.nan_to_num(kernel(index[:, [d]] - np.arange(lattice.size[d]))) for d in range(3))
+    return x, y, z
+
+
+def _largest_weights(transform: Any, grid: Grid) -> Vector:
+    x, y, z = _basis(transform, grid)
+    plane = (y[:, :, None] * x[:, None, :]).reshape(len(x), -1)
+    return np.array([(plane * z[:, [k]]).max(axis=0) for k in range(z.shape[1])]).ravel()
+
+
+def _mean_squared_weights(transform: Any, grid: Grid) -> Vector:
+    x, y, z = _basis(transform, grid)
+    return np.asarray(np.einsum("nk,nj,ni->kji", z**2, y**2, x**2, optimize=True).ravel() / len(x))
