@@ -237,7 +237,7 @@ def test_models_are_listed_and_shown() -> None:
 
 def test_progress_is_drawn() -> None:
     text = StringIO()
-    with progress_bar(Console(file=text, force_terminal=True, width=80)) as show:
+    with progress_bar(Console(file=text, force_terminal=True, force_interactive=True, width=80)) as show:
         show(SimpleNamespace(stage="rigid", fraction=0.5, metric=-0.25))
         show(SimpleNamespace(stage="affine", fraction=0.75, metric=None))
     assert "done" in text.getvalue()

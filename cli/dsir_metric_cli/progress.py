@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 if TYPE_CHECKING:
     from dsir_metric.register import Progress as Step
+    from dsir_metric.register import RegistrationResult
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "summarise"]
 
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
     """Give a function that shows each step of a registration as one bar over all stages.
+
+    The bar is gone at the end, and there is none in a log file.
 
     Parameters
     ----------
@@ -31,7 +35,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
         TextColumn("{task.fields[metric]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task("starting", total=1.0, metric="")
 
         def show(step: Step) -> None:
@@ -40,3 +44,13 @@ def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
 
         yield show
         bar.update(task, description="done", completed=1.0)
+
+
+def summarise(result: RegistrationResult, console: Console) -> None:
+    """Print what each stage did; the cosine is 1 where both scans look the same to the model."""
+    table = Table("stage", "cosine", "seconds", "", box=None)
+    for stage in result.stages:
+        change = f"{stage.cosine_before:.3f} -> {stage.cosine_after:.3f}"
+        remark = stage.remark if stage.kept else f"undone: {stage.remark}"
+        table.add_row(stage.name, change, f"{stage.seconds:.1f}", remark)
+    console.print(table)

@@ -18,7 +18,7 @@ from dsir_metric.evaluate import dice
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
 from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
-from dsir_metric_cli.progress import progress_bar
+from dsir_metric_cli.progress import progress_bar, summarise
 
 __all__ = ["Job", "command", "run"]
 
@@ -117,5 +117,6 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
     io.write_registration(
         folder, transform=result.transform, moved=result.moved(moving), report=report, moved_labels=moved_labels
     )
+    summarise(result, console)
     console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)
     return result
