@@ -1,0 +1,135 @@
+"""What a model file says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dsir_metric.errors import ModelFileError
+from dsir_metric.represent.runtime import open_session
+
+__all__ = ["FORMAT", "ModelCard", "card_of", "load_card", "model_path"]
+
+FORMAT = 1
+_MODELS = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The card inside a model file (ONNX `metadata_props`, one JSON value a field).
+
+    The file has two entries that do not depend on each other: `image` (1, 1, z, y, x) in [0, 1] to `image_features`
+    (1, features, z, y, x), and `features` of that shape to `descriptors` (1, z, y, x, channels) of unit length.
+    The first has a wide receptive field and few channels, the second the reverse: tiled apart, both stay cheap.
+
+    Parameters
+    ----------
+    format : int
+        Version of this layout.
+    name : str
+        Name of the model.
+    channels, features : int
+        Components of a descriptor; channels of the feature map between the two entries.
+    multiple : int
+        Tiles of an image must start at multiples of this.
+    receptive_field : int
+        Voxels on one side that can change a descriptor.
+    halo, head_halo : int
+        Margin, in voxels, that makes a tile of the first and of the second entry exact.
+    bytes_per_voxel, head_bytes_per_voxel : int
+        Working memory of either entry on the CPU, about.
+    intensity : str
+        Rule that "auto" stands for, see `resolve_intensity`.
+    config, recipe : mapping
+        Shape of the network and settings it was trained with.
+    data : tuple of mapping
+        What it was trained on: "file", "source", "licence".
+    weights_hash : str
+        SHA-256 of names, shapes and values of the weights (not of the file).
+    parity : mapping of str to float
+        Largest difference of torch and ONNX Runtime at export, by test size "z x y x x".
+    versions : mapping
+        Versions of torch and onnx at export.
+    """
+
+    format: int
+    name: str
+    channels: int
+    features: int
+    multiple: int
+    receptive_field: int
+    halo: int
+    head_halo: int
+    bytes_per_voxel: int
+    head_bytes_per_voxel: int
+    intensity: str
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    data: tuple[Mapping[str, Any], ...]
+    weights_hash: str
+    parity: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def to_metadata(self) -> dict[str, str]:
+        """Text for every field, as ONNX keeps it."""
+        return {name: json.dumps(value, sort_keys=True) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: str | Path) -> ModelCard:
+        """The inverse of `to_metadata`; `path` is named in errors.
+
+        Raises
+        ------
+        ModelFileError
+            If a field is missing or unreadable, or the format is not this one.
+        """
+        missing = [f.name for f in fields(cls) if f.name not in metadata]
+        if missing:
+            raise ModelFileError(
+                f"{path}: the model card lacks {', '.join(missing)}; make the file with `dsir-metric export`"
+            )
+        try:
+            values = {f.name: json.loads(metadata[f.name]) for f in fields(cls)}
+            values["data"] = tuple(values["data"])
+        except (ValueError, TypeError) as error:
+            raise ModelFileError(f"{path}: the model card is damaged ({error}); export the model again") from error
+        if values["format"] != FORMAT:
+            raise ModelFileError(
+                f"{path}: the model has format {values['format']}; this version reads {FORMAT}: export it again"
+            )
+        return cls(**values)
+
+
+def load_card(model: str | Path) -> ModelCard:
+    """Card of a model.
+
+    Parameters
+    ----------
+    model : str or Path
+        "default", another name in the package's `models` folder, or a file.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such model, or the file is no ONNX or has no card.
+    """
+    path = model_path(model)
+    return card_of(open_session(path, "cpu", 1), path)
+
+
+def card_of(session: Any, path: Path) -> ModelCard:
+    """Card in an open ONNX Runtime session; `path` is named in errors."""
+    return ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+
+
+def model_path(model: str | Path) -> Path:
+    """File of a model given by name or path; ModelFileError if there is none."""
+    shipped = _MODELS / f"{model}.onnx"
+    path = shipped if isinstance(model, str) and shipped.is_file() else Path(model)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in _MODELS.glob("*.onnx"))) or "none"
+        raise ModelFileError(f"there is no model {str(model)!r}; give an .onnx file or a shipped name ({known})")
+    return path

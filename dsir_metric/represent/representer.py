@@ -1,0 +1,161 @@
+"""One scan to its representation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.errors import ConfigError, ModelFileError
+from dsir_metric.geometry import Grid
+from dsir_metric.io import check_image
+from dsir_metric.represent.card import ModelCard
+from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
+from dsir_metric.represent.network import Network
+from dsir_metric.represent.orientation import canonical_view
+from dsir_metric.represent.representation import Representation
+from dsir_metric.represent.tiling import Shape, choose_core, tiles
+
+__all__ = ["Representer"]
+
+WORKING_BYTES = 1 << 30
+
+
+class Representer:
+    """Turns scans into representations.
+
+    Parameters
+    ----------
+    model : str or Path
+        "default", another shipped model, or an .onnx file made by `dsir-metric export`.
+    device : str
+        "auto" (CUDA where it runs, else the CPU), "cpu" or "cuda" (the CPU with a warning where it does not run).
+    threads : int or None
+        CPU threads; None for every core.
+    tile : int or None
+        Edge of a tile's core in voxels. None takes the largest that needs about 1 GiB of working memory. The result is
+        the same, bit for bit.
+
+    Attributes
+    ----------
+    card : ModelCard
+    provider : str
+        What runs the network, in ONNX Runtime's words.
+
+    Raises
+    ------
+    ModelFileError
+        If the model is absent, no ONNX, or has no card.
+    MissingDependencyError
+        If ONNX Runtime is absent or installed twice.
+    ConfigError
+        If `device`, `threads` or `tile` is out of range.
+
+    Examples
+    --------
+    >>> representer = Representer()  # doctest: +SKIP
+    >>> dsir = representer(sitk.ReadImage("t1.nii.gz"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "default",
+        device: str = "auto",
+        threads: int | None = None,
+        tile: int | None = None,
+    ) -> None:
+        if tile is not None and tile < 1:
+            raise ConfigError(f"tile is {tile}; give the edge of a tile in voxels, or none to have it chosen")
+        self._network = Network(model, device, threads)
+        self._tile = tile
+
+    @property
+    def card(self) -> ModelCard:
+        """Card of the model."""
+        return self._network.card
+
+    @property
+    def provider(self) -> str:
+        """Execution provider in use."""
+        return self._network.provider
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return self.card.weights_hash
+
+    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto") -> Representation:
+        """Represent a scan on its own grid.
+
+        Parameters
+        ----------
+        image : sitk.Image
+            Scalar, 3-D, any size, spacing and orientation.
+        intensity : str or IntensityRule
+            Rule, or its name; see `resolve_intensity`. "auto" is what the model's card says.
+
+        Returns
+        -------
+        Representation
+            Unit vectors, float32 (z, y, x, channels), same voxels as `image`. However the header orders the axes, a
+            place in space gets the same descriptor.
+
+        Raises
+        ------
+        ShapeError, GeometryError, DataError
+            See `dsir_metric.io.check_image`.
+        ConfigError
+            If `intensity` is unknown.
+        ModelFileError
+            If the network answers with NaN or infinity.
+        """
+        image = check_image(image, "image")
+        grid = Grid.of(image)
+        raw = np.ascontiguousarray(canonical_view(sitk.GetArrayViewFromImage(image), grid))
+        rule = intensity if isinstance(intensity, IntensityRule) else self.rule(raw, intensity)
+        values = np.empty((*grid.shape, self.card.channels), np.float32)
+        self._describe(self._features(rule.apply(raw)), canonical_view(values, grid))
+        return Representation(values, grid, self._provenance(rule))
+
+    def rule(self, values: NDArray[np.float32], intensity: str = "auto") -> IntensityRule:
+        """The intensity rule that `intensity` names, for an image with these values."""
+        return resolve_intensity(values, self.card.intensity if intensity == "auto" else intensity)
+
+    def _features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Feature map (features, z, y, x) of a whole volume (z, y, x) in [0, 1]."""
+        card = self.card
+        core = self._core(scaled.shape, card.halo, card.multiple, card.bytes_per_voxel)
+        features = np.empty((card.features, *scaled.shape), np.float32)
+        for tile in tiles(scaled.shape, core, card.halo):
+            features[:, *tile.core] = self._network.features(scaled[tile.source])[:, *tile.inner]
+        return features
+
+    def _describe(self, features: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Descriptors of a whole feature map, written into `out` (z, y, x, channels)."""
+        card = self.card
+        shape = out.shape[:3]
+        core = self._core(shape, card.head_halo, 1, card.head_bytes_per_voxel)
+        for tile in tiles(shape, core, card.head_halo):
+            piece = self._network.descriptors(features[:, *tile.source])[tile.inner]
+            if not np.isfinite(np.vdot(piece, piece)):
+                raise ModelFileError(f"model {card.name!r} made NaN or infinite descriptors; export or train it again")
+            out[tile.core] = piece
+
+    def _core(self, shape: Shape, halo: int, multiple: int, bytes_per_voxel: int) -> Shape:
+        if self._tile is not None:
+            edge = -(-self._tile // multiple) * multiple
+            return (edge, edge, edge)
+        return choose_core(shape, halo, multiple, WORKING_BYTES // bytes_per_voxel)
+
+    def _provenance(self, rule: IntensityRule) -> dict[str, object]:
+        return {
+            "model": self.card.name,
+            "model_hash": self.model_hash,
+            "provider": self.provider,
+            "intensity": rule.kind,
+            "intensity_low": rule.low,
+            "intensity_high": rule.high,
+            "intensity_detected": rule.detected,
+        }
