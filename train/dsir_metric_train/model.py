@@ -62,8 +62,12 @@ class ModelConfig:
         blur = sum((len(self.blur) // 2) * 2**k for k in range(levels - 1))
         upsample = sum(2 ** (k + 1) for k in range(levels - 1))
         decoder = sum(self.convolutions * 2**k for k in range(levels - 1))
-        head = 1 + max(self.dilations) + 2
-        return encoder + blur + upsample + decoder + head
+        return encoder + blur + upsample + decoder + 1 + self.head_reach
+
+    @property
+    def head_reach(self) -> int:
+        """The part of `receptive_field` that comes after the feature map: neighbours and two 3^3 convolutions."""
+        return max(self.dilations) + 2
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for a checkpoint or a card."""
@@ -151,6 +155,18 @@ class MasrNet(nn.Module):
                 index += 1
         return torch.stack(out, dim=1)
 
+    def features(self, image: Tensor) -> Tensor:
+        """Feature map h, (batch, C_h, z, y, x), of images (batch, 1, z, y, x) of any size."""
+        z, y, x = image.shape[-3:]
+        m = self.config.multiple
+        padded = F.pad(image, (0, (-x) % m, 0, (-y) % m, 0, (-z) % m), mode="replicate")
+        return self.extract(padded)[..., :z, :y, :x]
+
+    def describe(self, h: Tensor) -> Tensor:
+        """Descriptors, (batch, channels, z, y, x), unit length along axis 1, of a feature map."""
+        d = self.head(self.embed(h))
+        return d * torch.rsqrt((d * d).sum(dim=1, keepdim=True) + 1e-12)
+
     def forward(self, image: Tensor) -> Tensor:
         """Descriptors of images.
 
@@ -162,9 +178,4 @@ class MasrNet(nn.Module):
         -------
         Tensor, shape (batch, channels, z, y, x), unit length along axis 1.
         """
-        z, y, x = image.shape[-3:]
-        m = self.config.multiple
-        padded = F.pad(image, (0, (-x) % m, 0, (-y) % m, 0, (-z) % m), mode="replicate")
-        h = self.extract(padded)[..., :z, :y, :x]
-        d = self.head(self.embed(h))
-        return d * torch.rsqrt((d * d).sum(dim=1, keepdim=True) + 1e-12)
+        return self.describe(self.features(image))
