@@ -51,6 +51,5 @@ def summarise(result: RegistrationResult, console: Console) -> None:
     table = Table("stage", "cosine", "seconds", "", box=None)
     for stage in result.stages:
         change = f"{stage.cosine_before:.3f} -> {stage.cosine_after:.3f}"
-        remark = stage.remark if stage.kept else f"undone: {stage.remark}"
-        table.add_row(stage.name, change, f"{stage.seconds:.1f}", remark)
+        table.add_row(stage.name, change, f"{stage.seconds:.1f}", stage.remark)
     console.print(table)
