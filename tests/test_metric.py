@@ -88,7 +88,7 @@ LINEAR = {
     "wrapped affine": lambda: sitk.Transform(linear(sitk.AffineTransform)),
     "wrapped compose-scale-skew": lambda: sitk.Transform(linear(sitk.ComposeScaleSkewVersor3DTransform)),
 }
-LATTICE = {f"B-spline of order {order}": (lambda order=order: bspline(order)) for order in range(4)} | {
+LATTICE = {f"B-spline of order {order}": (lambda order=order: bspline(order)) for order in (1, 2, 3)} | {
     "B-spline smaller than the image": lambda: bspline(3, FIXED.padded(-2)),
     "wrapped B-spline": lambda: sitk.Transform(bspline()),
     "displacement field": displacement,
@@ -148,6 +148,7 @@ def test_derivative_is_that_of_finite_differences_through_simpleitk_resampling(i
         assert len(ahead) == len(back)
         rises.append(-(ahead.mean() - back.mean()) / (2 * step))
     found = directions @ derivative
+    assert np.abs(found).max() > 0
     np.testing.assert_allclose(found, rises, atol=1e-3 * np.abs(found).max())
 
 
@@ -374,6 +375,8 @@ def test_errors_say_what_is_wrong(images):
         CosineMetric(fixed, moving, fixed_mask=FIXED.image())
     with pytest.raises(ShapeError, match="2-D"):
         CosineMetric(fixed, moving).value(sitk.Euler2DTransform())
+    with pytest.raises(ConfigError, match="order 0 moves no point"):
+        CosineMetric(fixed, moving).value(bspline(0))
     with pytest.raises(ConfigError, match="composite"):
         CosineMetric(fixed, moving).value(sitk.CompositeTransform(3))
     for wrong in ({"strategy": "all"}, {"percentage": 0.0}, {"percentage": 5}, {"seed": -1}):

@@ -165,6 +165,27 @@ class CosineMetric:
             valid += int(np.count_nonzero(inside))
         return -float(cosine.sum()) / self._count(valid), cosine, gradient
 
+    def agreements(self, mapped_mm: Points) -> NDArray[np.float64]:
+        """Compare several transforms at once, without derivatives and without failing where there is no overlap.
+
+        Parameters
+        ----------
+        mapped_mm : ndarray of float64, shape (k, n, 3)
+            Where each of k transforms takes each of `points_mm`, LPS mm, before `moving_initial`.
+
+        Returns
+        -------
+        ndarray of float64, shape (k,)
+            Mean cosine over all sample points, those that do not count taken as 0: leaving the moving image never pays.
+        """
+        after = self._moving_initial
+        out = np.empty(len(mapped_mm))
+        for k, mapped in enumerate(mapped_mm):
+            places = after.map(np.ascontiguousarray(mapped)) if after else np.ascontiguousarray(mapped)
+            total = sum(float(self._compare(places[block], block)[0].sum()) for block in self._blocks())
+            out[k] = total / len(mapped)
+        return out
+
     def _chain(self, transform: sitk.Transform) -> PointMap:
         first = point_map(transform)
         return ChainMap([first, self._moving_initial]) if self._moving_initial else first

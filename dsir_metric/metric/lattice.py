@@ -1,4 +1,4 @@
-"""Displacements held on a lattice, compiled: B-splines of order 0 to 3 and displacement fields (order 1).
+"""Displacements held on a lattice, compiled: B-splines of order 1 to 3 and displacement fields (order 1).
 
 A point displaces by a weighted sum of the (order + 1)^3 coefficients around it; the weights are separable. Outside
 the box `low <= index < high` nothing moves; inside, an index beyond the last coefficient is clamped to it.
@@ -22,37 +22,44 @@ _BLOCK = 1024  # points that share one scratch array
 
 
 @inlined
-def _weigh(order: int, f: float, weights: Array, slopes: Array) -> None:
+def _weigh(order: int, f: float, axis: int, w: Array, dw: Array) -> None:
     """Uniform B-spline weights of the order + 1 coefficients from the first one on, and their derivatives."""
-    if order == 0:
-        weights[0], slopes[0] = 1.0, 0.0
-    elif order == 1:
-        weights[0], weights[1] = 1.0 - f, f
-        slopes[0], slopes[1] = -1.0, 1.0
+    g = 1.0 - f
+    if order == 1:
+        w[axis, 0], w[axis, 1] = g, f
+        dw[axis, 0], dw[axis, 1] = -1.0, 1.0
     elif order == 2:
-        weights[0], weights[1], weights[2] = 0.5 * (1.0 - f) ** 2, 0.5 + f - f * f, 0.5 * f * f
-        slopes[0], slopes[1], slopes[2] = f - 1.0, 1.0 - 2.0 * f, f
+        w[axis, 0], w[axis, 1], w[axis, 2] = 0.5 * g * g, 0.5 + f * g, 0.5 * f * f
+        dw[axis, 0], dw[axis, 1], dw[axis, 2] = -g, g - f, f
     else:
-        g = 1.0 - f
-        weights[0], weights[3] = g * g * g / 6.0, f * f * f / 6.0
-        weights[1] = 2.0 / 3.0 - 0.5 * f * f * (2.0 - f)
-        weights[2] = 2.0 / 3.0 - 0.5 * g * g * (2.0 - g)
-        slopes[0], slopes[3] = -0.5 * g * g, 0.5 * f * f
-        slopes[1], slopes[2] = f * (1.5 * f - 2.0), -g * (1.5 * g - 2.0)
+        w[axis, 0], w[axis, 3] = g * g * g / 6.0, f * f * f / 6.0
+        w[axis, 1], w[axis, 2] = 2.0 / 3.0 - 0.5 * f * f * (2.0 - f), 2.0 / 3.0 - 0.5 * g * g * (2.0 - g)
+        dw[axis, 0], dw[axis, 3] = -0.5 * g * g, 0.5 * f * f
+        dw[axis, 1], dw[axis, 2] = f * (1.5 * f - 2.0), g * (2.0 - 1.5 * g)
 
 
 @inlined
 def _support(
-    point: Array, matrix: Array, offset: Array, order: int, low: Array, high: Array, base: Array, w: Array, dw: Array
+    points: Array,
+    i: int,
+    matrix: Array,
+    offset: Array,
+    order: int,
+    low: Array,
+    high: Array,
+    base: Array,
+    w: Array,
+    dw: Array,
 ) -> bool:
-    """First coefficient (x, y, z) around a point and the weights per axis; false where the point does not move."""
+    """First coefficient (x, y, z) around point i and the weights per axis; false where the point does not move."""
+    x, y, z = points[i, 0], points[i, 1], points[i, 2]
     for axis in range(3):
-        t = matrix[axis, 0] * point[0] + matrix[axis, 1] * point[1] + matrix[axis, 2] * point[2] + offset[axis]
+        t = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 2] * z + offset[axis]
         if not low[axis] <= t < high[axis]:
             return False
         start = t - 0.5 * (order - 1)
         base[axis] = math.floor(start)
-        _weigh(order, start - base[axis], w[axis], dw[axis])
+        _weigh(order, start - base[axis], axis, w, dw)
     return True
 
 
@@ -74,18 +81,17 @@ def displace(
         base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
             ux = uy = uz = 0.0
-            if _support(points[i], matrix, offset, order, low, high, base, w, dw):
+            if _support(points, i, matrix, offset, order, low, high, base, w, dw):
                 for k in range(order + 1):
                     z = _clamp(base[2] + k, nz)
                     for j in range(order + 1):
                         y = _clamp(base[1] + j, ny)
                         wyz = w[2, k] * w[1, j]
                         for h in range(order + 1):
-                            c = coefficients[z, y, _clamp(base[0] + h, nx)]
-                            weight = wyz * w[0, h]
-                            ux += weight * c[0]
-                            uy += weight * c[1]
-                            uz += weight * c[2]
+                            x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
+                            ux += weight * coefficients[z, y, x, 0]
+                            uy += weight * coefficients[z, y, x, 1]
+                            uz += weight * coefficients[z, y, x, 2]
             out[i, 0] = points[i, 0] + ux
             out[i, 1] = points[i, 1] + uy
             out[i, 2] = points[i, 2] + uz
@@ -108,21 +114,26 @@ def pull_gradients(
     for block in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
         base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
-            g = gradients[i]
+            gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
             sx = sy = sz = 0.0
-            if _support(points[i], matrix, offset, order, low, high, base, w, dw):
+            if _support(points, i, matrix, offset, order, low, high, base, w, dw):
                 for k in range(order + 1):
                     z = _clamp(base[2] + k, nz)
                     for j in range(order + 1):
                         y = _clamp(base[1] + j, ny)
+                        row = slope = 0.0
                         for h in range(order + 1):
-                            c = coefficients[z, y, _clamp(base[0] + h, nx)]
-                            along = c[0] * g[0] + c[1] * g[1] + c[2] * g[2]
-                            sx += dw[0, h] * w[1, j] * w[2, k] * along
-                            sy += w[0, h] * dw[1, j] * w[2, k] * along
-                            sz += w[0, h] * w[1, j] * dw[2, k] * along
+                            x = _clamp(base[0] + h, nx)
+                            along = coefficients[z, y, x, 0] * gx
+                            along += coefficients[z, y, x, 1] * gy
+                            along += coefficients[z, y, x, 2] * gz
+                            row += w[0, h] * along
+                            slope += dw[0, h] * along
+                        sx += w[1, j] * w[2, k] * slope
+                        sy += dw[1, j] * w[2, k] * row
+                        sz += w[1, j] * dw[2, k] * row
             for axis in range(3):
-                out[i, axis] = g[axis] + sx * matrix[0, axis] + sy * matrix[1, axis] + sz * matrix[2, axis]
+                out[i, axis] = gradients[i, axis] + sx * matrix[0, axis] + sy * matrix[1, axis] + sz * matrix[2, axis]
 
 
 @parallel
@@ -147,10 +158,10 @@ def scatter(
         first, last = slab * nz // slabs, (slab + 1) * nz // slabs
         base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
         for i in range(len(points)):
-            g = gradients[i]
-            if g[0] == 0.0 and g[1] == 0.0 and g[2] == 0.0:
+            gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
+            if gx == 0.0 and gy == 0.0 and gz == 0.0:
                 continue
-            if not _support(points[i], matrix, offset, order, low, high, base, w, dw):
+            if not _support(points, i, matrix, offset, order, low, high, base, w, dw):
                 continue
             for k in range(order + 1):
                 z = _clamp(base[2] + k, nz)
@@ -160,8 +171,7 @@ def scatter(
                     y = _clamp(base[1] + j, ny)
                     wyz = w[2, k] * w[1, j]
                     for h in range(order + 1):
-                        weight = wyz * w[0, h]
-                        c = out[z, y, _clamp(base[0] + h, nx)]
-                        c[0] += weight * g[0]
-                        c[1] += weight * g[1]
-                        c[2] += weight * g[2]
+                        x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
+                        out[z, y, x, 0] += weight * gx
+                        out[z, y, x, 1] += weight * gy
+                        out[z, y, x, 2] += weight * gz

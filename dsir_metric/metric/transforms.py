@@ -138,6 +138,8 @@ class LatticeMap:
     def of_bspline(cls, transform: sitk.BSplineTransform) -> LatticeMap:
         """Map of a B-spline transform; the identity outside its valid region, as in ITK."""
         images, order = transform.GetCoefficientImages(), int(transform.GetOrder())
+        if order == 0:
+            raise ConfigError("a B-spline transform of order 0 moves no point in ITK: use order 1, 2 or 3")
         coefficients = np.stack([sitk.GetArrayViewFromImage(image) for image in images], axis=-1)
         grid = Grid.of(images[0])
         # ITK takes an index within 4 units in the last place of the border for one inside.
