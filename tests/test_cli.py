@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dsir_metric import io
 from dsir_metric.errors import DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair
+from dsir_metric.register import RegisterConfig
 
 QUICK = ["--stages", "centre", "--spacing", "6", "--threads", "1", "-q"]
 
@@ -73,6 +75,25 @@ def test_register_writes_everything(files: dict[str, Path], tmp_path: Path, pair
     assert set(report["dice"]) == {"before", "after"}
     assert Grid.of(sitk.ReadImage(str(out / "moved.nii.gz"))).matches(Grid.of(pair.fixed))
     assert io.read_transform(out / "transform.h5").GetName() == "CompositeTransform"
+
+
+def test_the_demo_measures_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = RegisterConfig(stages=("centre", "rigid"), threads=1, spacing_mm=6.25)
+    monkeypatch.setattr("dsir_metric_cli.demo.settings", lambda *_: quick)
+    result = call("demo", "-o", tmp_path / "demo", "--size", 32, "--fixed", "t2")
+    assert result.exit_code == 0, result.output
+    before, after = map(float, re.findall(r"([\d.]+) mm", result.stdout))
+    assert after < before
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == {
+        "fixed.nii.gz",
+        "moving.nii.gz",
+        "fixed_labels.nii.gz",
+        "moving_labels.nii.gz",
+        "truth.h5",
+        "out",
+    }
+    report = json.loads((tmp_path / "demo" / "out" / "result.json").read_text())
+    assert np.mean(list(report["dice"]["after"].values())) > np.mean(list(report["dice"]["before"].values()))
 
 
 def test_options_go_before_the_config_file(files: dict[str, Path], tmp_path: Path) -> None:
