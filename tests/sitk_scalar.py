@@ -9,7 +9,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import Grid
+from dsir_metric.metric.transforms import ChainMap, point_map
 from dsir_metric.sitk import ImageRegistrationMethod
 from dsir_metric.sitk.levels import Level
 from dsir_metric.sitk.scales import mapped_points
@@ -41,24 +43,24 @@ class MeanSquares:
         return transform if self._after is None else sitk.CompositeTransform([self._after, transform])
 
     def value(self, transform: Any) -> float:
-        difference, _ = self._compare(transform)
-        return float((difference**2).sum() / self.valid_points)
+        return self._mean(self._compare(transform)[0])
 
     def value_and_derivative(self, transform: Any) -> tuple[float, np.ndarray]:
         difference, pull = self._compare(transform)
-        value = float((difference**2).sum() / self.valid_points)
-        if transform.GetTransformEnum() == sitk.sitkDisplacementField:
+        value = self._mean(difference)
+        if transform.GetTransformEnum() == sitk.sitkDisplacementField:  # ITK takes the voxel, not its neighbours
             return value, pull.ravel() / self.valid_points
-        parameters, derivative = np.array(transform.GetParameters()), []
-        for k in range(parameters.size):
-            step = 1e-4 * np.eye(parameters.size)[k]
-            ends = []
-            for sign in (1, -1):
-                moved = sitk.Transform(transform)
-                moved.SetParameters((parameters + sign * step).tolist())
-                ends.append(mapped_points(self._whole(moved), self._virtual))
-            derivative.append(((ends[0] - ends[1]) / 2e-4 * pull).sum() / self.valid_points)
-        return value, np.array(derivative)
+        mapping = (
+            point_map(transform) if self._after is None else ChainMap([point_map(transform), point_map(self._after)])
+        )
+        derivative = np.zeros(mapping.parameters)
+        mapping.pull_to_parameters(self._virtual.points_mm().reshape(-1, 3), pull, derivative)
+        return value, derivative / self.valid_points
+
+    def _mean(self, difference: np.ndarray) -> float:
+        if self.valid_points == 0:
+            raise RegistrationError("no point falls inside the moving image")
+        return float((difference**2).sum() / self.valid_points)
 
 
 def _linear(image: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,11 +84,12 @@ class ScalarPair:
         return Grid.of(self.moving)
 
     def metric(self, settings: Settings, level: Level, moving_initial: Any) -> MeanSquares:
-        variance = level.sigma**2
-        blurred = [
-            sitk.DiscreteGaussian(image, variance, 32, 0.01, level.sigma_in_mm) for image in (self.fixed, self.moving)
-        ]
-        return MeanSquares(*blurred, level.virtual, moving_initial)
+        return MeanSquares(_blurred(self.fixed, level), _blurred(self.moving, level), level.virtual, moving_initial)
+
+
+def _blurred(image: sitk.Image, level: Level) -> sitk.Image:
+    sigmas = [level.sigma * (1.0 if level.sigma_in_mm else spacing) for spacing in image.GetSpacing()]
+    return sitk.SmoothingRecursiveGaussian(image, sigmas) if level.sigma > 0 else image
 
 
 class OurLoop(ImageRegistrationMethod):

@@ -38,7 +38,7 @@ class WindowConvergence:
         self._weights = np.stack([1.0 - ends, ends])
 
     def add(self, value: float) -> float:
-        """Take one more value; the (positive while decreasing) slope, or the largest float before the window is full."""
+        """Take one more value; the slope (positive while decreasing), or the largest float while there are too few."""
         self._values.append(value)
         self._total += abs(value)
         if len(self._values) < (self._values.maxlen or 0) or self._total == 0:

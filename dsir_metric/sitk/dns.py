@@ -73,12 +73,12 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
         What `represent_pair` raises.
     """
     grids = [picture.grid if isinstance(picture, Representation) else Grid.of(picture) for picture in (fixed, moving)]
-    made = [_is_represented(picture) for picture in (fixed, moving)]
-    if made[0] != made[1]:
-        which = "fixed is represented and moving is" if made[0] else "moving is represented and fixed is"
-        raise ShapeError(f"{which} a scalar image: give two scalar images or two representations")
-    if made[0]:
-        return ComparedPair(_represented(fixed), _represented(moving), *grids)
+    made = [_representation_in(picture) for picture in (fixed, moving)]
+    if made[0] is not None and made[1] is not None:
+        return ComparedPair(made[0], made[1], *grids)
+    if isinstance(fixed, Representation) or isinstance(moving, Representation) or made != [None, None]:
+        which = "fixed" if made[1] is None else "moving"
+        raise ShapeError(f"only {which} is represented: give two scalar images, or two representations")
     pair = represent_pair(
         fixed,
         moving,
@@ -92,12 +92,10 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
 
 @lru_cache(maxsize=1)
 def _representer(model: str, device: str) -> Representer:
-    return Representer(model, device)  # type: ignore[arg-type]
+    return Representer(model, device)
 
 
-def _is_represented(picture: Picture) -> bool:
-    return isinstance(picture, Representation) or picture.GetNumberOfComponentsPerPixel() > 1
-
-
-def _represented(picture: Picture) -> Representation:
-    return picture if isinstance(picture, Representation) else Representation.from_sitk(picture)
+def _representation_in(picture: Picture) -> Representation | None:
+    if isinstance(picture, Representation):
+        return picture
+    return Representation.from_sitk(picture) if picture.GetNumberOfComponentsPerPixel() > 1 else None

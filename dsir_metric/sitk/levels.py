@@ -133,7 +133,7 @@ def _refine(transform: Any, mesh: Any, origin_mm: tuple[float, ...], fixed: Grid
     order = transform.GetOrder()
     spacing = np.asarray(fixed.spacing_mm) * (np.asarray(fixed.size) - 1) / mesh
     first = np.asarray(origin_mm) - np.reshape(fixed.direction, (3, 3)) @ spacing * (order - 1) / 2
-    lattice = Grid(tuple(int(n) + order for n in mesh), tuple(spacing), tuple(first), fixed.direction)  # type: ignore[arg-type]
+    lattice = Grid(tuple(int(n) + order for n in mesh), tuple(spacing), tuple(first), fixed.direction)
     if np.allclose(transform.GetFixedParameters(), _fixed_parameters(lattice), rtol=0, atol=1e-9):
         return
     identity = sitk.Transform(3, sitk.sitkIdentity)

@@ -6,6 +6,7 @@ displacement field smooths it first. SimpleITK does not expose that, so it is he
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -85,7 +86,7 @@ class VersorPosition(Position):
         half = np.linalg.norm(turn) / 2
         vector, scalar = turn / 2 * np.sinc(half / np.pi), np.cos(half)
         present = parameters[:3]
-        present_scalar = np.sqrt(max(0.0, 1.0 - present @ present))
+        present_scalar = math.sqrt(max(0.0, 1.0 - float(present @ present)))
         moved = parameters + factor * update
         moved[:3] = present_scalar * vector + scalar * present + np.cross(present, vector)
         if present_scalar * scalar - present @ vector < 0:
@@ -158,10 +159,9 @@ class FieldPosition(Position):
         self._current = None
 
     def step(self, update: Vector, factor: float = 1.0) -> None:
-        """Smooth `update` in place (as ITK does, so its caller sees it smoothed), add it, smooth the sum."""
-        field = update.reshape(self._field.shape)
-        field[...] = smoothed(field, self._update_variance)
-        self._field = smoothed(self._field + factor * field, self._total_variance)
+        """Smooth the update, add it, smooth the sum."""
+        update = smoothed(update.reshape(self._field.shape), self._update_variance)
+        self._field = smoothed(self._field + factor * update, self._total_variance)
         self._current = None
 
     def commit(self) -> None:
@@ -206,7 +206,7 @@ def smoothing_variances(transform: Any) -> tuple[float, float]:
 
 
 def smoothing_kernel(variance: float, width: int, maximum_error: float = 0.001) -> Vector:
-    """ITK's discrete Gaussian: scaled Bessel functions up to `maximum_error` of the mass, at most about `width` wide."""
+    """ITK's discrete Gaussian: scaled Bessel functions until only `maximum_error` of the mass is left out."""
     half = special.ive(np.arange(width + 2), variance)
     mass = half[0] + 2 * np.cumsum(np.append(0.0, half[1:]))
     enough = int(np.argmax(mass >= 1 - maximum_error)) if mass[-1] >= 1 - maximum_error else width

@@ -1,4 +1,5 @@
 """The setters of `sitk.ImageRegistrationMethod`: each passes its arguments on and leaves a record."""
+# ruff: noqa: D102 - the setters get SimpleITK's own docstrings
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from dsir_metric.sitk.settings import DNSCosine, ScalesChoice, Settings
 
 __all__ = ["RecordingMethod"]
 
-_Native = sitk.ImageRegistrationMethod
+_Native: Any = sitk.ImageRegistrationMethod
 Setter = Callable[..., None]
 
 
@@ -25,7 +26,7 @@ def _optimizer_setter(record: type) -> Setter:
         native(self, *args, **kwargs)
         self._record(optimizer=record(*args, **kwargs))
 
-    setter.__name__, setter.__doc__ = name, native.__doc__
+    setter.__name__ = name
     return setter
 
 
@@ -36,10 +37,18 @@ def _native_metric_setter(name: str) -> Setter:
         native(self, *args, **kwargs)
         self._record(metric=None)
 
-    setter.__name__, setter.__doc__ = name, native.__doc__
+    setter.__name__ = name
     return setter
 
 
+def _with_native_docstrings(cls: type[RecordingMethod]) -> type[RecordingMethod]:
+    for name, method in vars(cls).items():
+        if callable(method) and not method.__doc__ and hasattr(_Native, name):
+            method.__doc__ = getattr(_Native, name).__doc__
+    return cls
+
+
+@_with_native_docstrings
 class RecordingMethod(_Native):  # type: ignore[misc]
     """A native registration method that remembers what it was told."""
 

@@ -32,7 +32,7 @@ def mapped_points(transform: Any, grid: Grid) -> Vector:
     shift = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, grid.size, grid.origin_mm, grid.spacing_mm, grid.direction
     )
-    return (grid.points_mm() + sitk.GetArrayViewFromImage(shift)).reshape(-1, 3)
+    return np.asarray((grid.points_mm() + sitk.GetArrayViewFromImage(shift)).reshape(-1, 3))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ScaleEstimator:
         if largest <= _EPSILON:
             return 0.0
         factor = self.choice.small_variation / largest
-        return self._largest_shift(step * factor, self._step_grid) / factor
+        return float(self._largest_shift(step * factor, self._step_grid) / factor)
 
     @property
     def _is_local(self) -> bool:
@@ -151,7 +151,7 @@ class ScaleEstimator:
         units = np.vstack([np.zeros(3), np.eye(3)]) + self.virtual.centre_mm
         if self.moving_initial is not None:
             units = np.array([self.moving_initial.TransformPoint(p.tolist()) for p in units])
-        return units[1:] - units[0]
+        return np.asarray(units[1:] - units[0])
 
     def _directional(self, step: Vector, grid: Grid) -> Vector:
         """Derivative of the mapped points of a grid along `step`, by central differences."""
@@ -162,7 +162,7 @@ class ScaleEstimator:
         self.position.move_to(before - size * step)
         backward = self._map(grid)
         self.position.move_to(before)
-        return (forward - backward) / (2 * size)
+        return np.asarray((forward - backward) / (2 * size))
 
     def _mean_squared_jacobian(self) -> Vector:
         lengths = (self._component_shifts() ** 2).sum(axis=1)

@@ -3,6 +3,7 @@
 The native object does not give back most of its settings, so each setter leaves a frozen record here. The fields of
 an optimiser's record have the names, the order and the defaults of the native setter's arguments.
 """
+# ruff: noqa: N815 - SimpleITK's names
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from typing import Any, Literal
 import SimpleITK as sitk
 
 __all__ = [
+    "LBFGS2",
+    "LBFGSB",
     "Amoeba",
     "ConjugateGradientLineSearch",
     "DNSCosine",
     "Exhaustive",
     "GradientDescent",
     "GradientDescentLineSearch",
-    "LBFGS2",
-    "LBFGSB",
     "OnePlusOneEvolutionary",
     "OptimizerChoice",
     "Powell",

@@ -1,5 +1,8 @@
 """Optimisers with ITK's semantics, one for each `SetOptimizerAs...`."""
 
+from collections.abc import Callable
+from typing import Any
+
 from dsir_metric.sitk import settings
 from dsir_metric.sitk.optimizers.base import Optimizer
 from dsir_metric.sitk.optimizers.descent import GradientDescentOptimizer, RegularStepOptimizer
@@ -10,7 +13,7 @@ from dsir_metric.sitk.optimizers.scipy import AmoebaOptimizer, LBFGS2Optimizer, 
 
 __all__ = ["OPTIMIZERS", "Optimizer", "optimizer_for"]
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[type, Callable[[Any], Optimizer]] = {
     settings.GradientDescent: GradientDescentOptimizer,
     settings.RegularStepGradientDescent: RegularStepOptimizer,
     settings.GradientDescentLineSearch: LineSearchOptimizer,
@@ -26,4 +29,4 @@ OPTIMIZERS = {
 
 def optimizer_for(choice: settings.OptimizerChoice) -> Optimizer:
     """The optimiser that a setter's record asks for, in its first state."""
-    return OPTIMIZERS[type(choice)](choice)  # type: ignore[abstract]
+    return OPTIMIZERS[type(choice)](choice)

@@ -50,11 +50,13 @@ class Descent(Optimizer):
         problem.say()
         while not self._stopped:
             if self.iteration >= self._iterations:
-                return self._finish(problem, f"Maximum number of iterations ({self._iterations}) exceeded.")
+                self._finish(problem, f"Maximum number of iterations ({self._iterations}) exceeded.")
+                break
             self._previous = self._gradient
             self.metric_value, self._gradient = problem.value_and_descent()
             if self._converged():
-                return self._finish(problem, f"Convergence checker passed at iteration {self.iteration}.")
+                self._finish(problem, f"Convergence checker passed at iteration {self.iteration}.")
+                break
             self._advance(problem)
             if self.metric_value < self._best[0]:
                 self._best = (self.metric_value, problem.position.parameters)
@@ -157,20 +159,22 @@ class RegularStepOptimizer(Descent):
         self._gradient, self._previous = problem.scaled(self._gradient), problem.scaled(self._previous)
         magnitude = float(np.linalg.norm(self._gradient))
         if magnitude < self._tolerance:
-            return self._finish(
+            self._finish(
                 problem,
                 f"Gradient magnitude tolerance met after {self.iteration} iterations. Gradient magnitude "
                 f"({magnitude:g}) is less than gradient magnitude tolerance ({self._tolerance:g}).",
             )
+            return
         if self._gradient @ self._previous < 0:
             self._relaxation *= self._factor
         length = self._relaxation * self.learning_rate
         if length < self._shortest:
-            return self._finish(
+            self._finish(
                 problem,
                 f"Step too small after {self.iteration} iterations. Current step ({length:g}) is less than minimum "
                 f"step ({self._shortest:g}).",
             )
+            return
         if self._estimate_rate(problem):
             self.learning_rate *= magnitude
         self._gradient = self._gradient * self._relaxation * self.learning_rate

@@ -86,7 +86,7 @@ class LBFGSBOptimizer(ScipyOptimizer):
         upper = np.inf if choice.upperBound == sys.float_info.max else choice.upperBound
         return {
             "method": "L-BFGS-B",
-            "bounds": optimize.Bounds(lower, upper),  # type: ignore[arg-type]
+            "bounds": optimize.Bounds(lower, upper),
             "options": {
                 "gtol": choice.gradientConvergenceTolerance,
                 "maxiter": choice.numberOfIterations,
