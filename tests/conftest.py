@@ -1,9 +1,17 @@
 """What every test may ask for."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 import SimpleITK as sitk
 
 from dsir_metric.phantom import PhantomPair, make_pair
+
+if TYPE_CHECKING:
+    from dsir_metric_train.model import MasrNet
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +28,24 @@ def volume() -> sitk.Image:
     image.SetOrigin([-20.0, 7.0, 33.0])
     image.SetDirection(sitk.Euler3DTransform([0, 0, 0], 0.2, -0.1, 0.3).GetMatrix())
     return image
+
+
+@pytest.fixture(scope="session")
+def network() -> MasrNet:
+    """A MASR-Net of two narrow levels with random weights."""
+    torch = pytest.importorskip("torch")
+    from dsir_metric_train.model import MasrNet, ModelConfig
+
+    torch.manual_seed(5)
+    return MasrNet(ModelConfig(widths=(4, 8), features=2)).eval()
+
+
+@pytest.fixture(scope="session")
+def model_file(network: MasrNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`network` as a model file; the export takes some seconds."""
+    pytest.importorskip("onnxscript")
+    from dsir_metric_export import export_network
+
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    export_network(network, path, recipe={"steps": 0}, data=[{"file": "a.nii.gz", "source": "none", "licence": "CC0"}])
+    return path

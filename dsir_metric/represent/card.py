@@ -14,6 +14,9 @@ from dsir_metric.represent.runtime import open_session
 __all__ = ["FORMAT", "ModelCard", "card_of", "load_card", "model_path"]
 
 FORMAT = 1
+_COUNTS = (
+    "format", "channels", "features", "multiple", "halo", "head_halo", "bytes_per_voxel", "head_bytes_per_voxel"
+)  # fmt: skip
 _MODELS = Path(__file__).parent.parent / "models"
 
 
@@ -73,6 +76,12 @@ class ModelCard:
     parity: Mapping[str, float]
     versions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}")
+
     def to_metadata(self) -> dict[str, str]:
         """Text for every field, as ONNX keeps it."""
         return {name: json.dumps(value, sort_keys=True) for name, value in asdict(self).items()}
@@ -94,13 +103,14 @@ class ModelCard:
         try:
             values = {f.name: json.loads(metadata[f.name]) for f in fields(cls)}
             values["data"] = tuple(values["data"])
+            card = cls(**values)
         except (ValueError, TypeError) as error:
             raise ModelFileError(f"{path}: the model card is damaged ({error}); export the model again") from error
-        if values["format"] != FORMAT:
+        if card.format != FORMAT:
             raise ModelFileError(
-                f"{path}: the model has format {values['format']}; this version reads {FORMAT}: export it again"
+                f"{path}: the model has format {card.format}; this version reads {FORMAT}: export it again"
             )
-        return cls(**values)
+        return card
 
 
 def load_card(model: str | Path) -> ModelCard:

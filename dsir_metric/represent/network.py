@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsir_metric.errors import ModelFileError
 from dsir_metric.represent.card import card_of, model_path
 from dsir_metric.represent.runtime import open_session
 
@@ -42,6 +43,12 @@ class Network:
         path = model_path(model)
         self._session: Any = open_session(path, device, threads)
         self.card = card_of(self._session, path)
+        entries = {entry.name for entry in self._session.get_inputs()}
+        if entries != {"image", "features"}:
+            raise ModelFileError(
+                f"{path}: a model with the inputs image, features is expected; it has {', '.join(sorted(entries))}: "
+                "make the file with `dsir-metric export`"
+            )
         self.provider: str = self._session.get_providers()[0]
         # ONNX Runtime wants every input fed: the entry that is not asked gets one voxel.
         self._idle = {

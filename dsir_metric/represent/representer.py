@@ -20,7 +20,7 @@ from dsir_metric.represent.tiling import Shape, choose_core, tiles
 
 __all__ = ["Representer"]
 
-WORKING_BYTES = 1 << 30
+WORKING_BYTES = 2 << 30
 
 
 class Representer:
@@ -35,7 +35,7 @@ class Representer:
     threads : int or None
         CPU threads; None for every core.
     tile : int or None
-        Edge of a tile's core in voxels. None takes the largest that needs about 1 GiB of working memory. The result is
+        Edge of a tile's core in voxels. None takes the largest that needs about 2 GiB of working memory. The result is
         the same, bit for bit.
 
     Attributes
