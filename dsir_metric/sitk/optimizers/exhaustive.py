@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError
 from dsir_metric.sitk.optimizers.base import Optimizer
@@ -17,6 +18,7 @@ __all__ = ["ExhaustiveOptimizer"]
 class ExhaustiveOptimizer(Optimizer):
     """Visits every point of a grid around the start, the first parameter fastest, and ends at the best of them.
 
+    Further levels walk around the same start (ITK does too, but for the first point of each, which it misplaces).
     Steps are step length times scale. Scales are those given by hand; they are not estimated.
     """
 
@@ -26,11 +28,15 @@ class ExhaustiveOptimizer(Optimizer):
         super().__init__()
         self._steps = np.asarray(choice.numberOfSteps, int)
         self._length = choice.stepLength
+        self._start: NDArray[np.float64] | None = None
         self._best = (WORST, np.zeros(0))
 
     def run(self, problem: Problem) -> None:
         """See `Optimizer.run`."""
-        start = problem.position.parameters
+        if self._start is None:
+            self._start = problem.position.parameters
+        start = self._start
+        problem.position.move_to(start)
         if self._steps.size != start.size:
             raise ConfigError(f"{self._steps.size} numbers of steps for {start.size} parameters: give one for each")
         problem.estimator = None
