@@ -13,7 +13,8 @@ from dsir_metric.errors import ConfigError, DataError
 __all__ = ["CT_WINDOW_HU", "IntensityRule", "resolve_intensity"]
 
 CT_WINDOW_HU = (-200.0, 1024.0)
-_WINDOW = re.compile(r"(ct|window):(-?[\d.]+),(-?[\d.]+)")
+_NUMBER = r"(-?\d+(?:\.\d*)?)"
+_WINDOW = re.compile(rf"(ct|window):{_NUMBER},{_NUMBER}")
 
 
 @dataclass(frozen=True)
