@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from dsir_metric.errors import ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
+from dsir_metric.represent.foreground import foreground
 from dsir_metric.represent.pair import represent_pair
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
@@ -36,12 +37,15 @@ class ComparedPair:
     fixed, moving : Representation
     fixed_grid, moving_grid : Grid
         The virtual domain comes from the first, index shifts from the second, as they would for the images.
+    foreground : sitk.Image or None
+        Mask of the fixed image for when none is set.
     """
 
     fixed: Representation
     moving: Representation
     fixed_grid: Grid
     moving_grid: Grid
+    foreground: sitk.Image | None = None
 
     def metric(self, settings: Settings, level: Level, moving_initial: sitk.Transform | None) -> CosineMetric:
         """The metric of a level."""
@@ -50,7 +54,7 @@ class ComparedPair:
             smoothed(self.fixed, level),
             smoothed(self.moving, level),
             virtual=level.virtual,
-            fixed_mask=settings.fixed_mask,
+            fixed_mask=self.foreground if settings.fixed_mask is None else settings.fixed_mask,
             moving_mask=settings.moving_mask,
             sampling=Sampling(
                 _STRATEGIES[level.sampling_strategy],  # type: ignore[arg-type]
@@ -87,7 +91,7 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
         fixed_intensity=choice.fixed_intensity,
         moving_intensity=choice.moving_intensity,
     )
-    return ComparedPair(*pair, *grids)
+    return ComparedPair(*pair, *grids, foreground(fixed, pair[0].grid) if choice.foreground else None)
 
 
 @lru_cache(maxsize=1)

@@ -66,6 +66,7 @@ class RecordingMethod(_Native):  # type: ignore[misc]
         spacing_mm: float | None = None,
         fixed_intensity: str = "auto",
         moving_intensity: str = "auto",
+        foreground: bool = True,
     ) -> None:
         """Compare images by the cosine of their deep structural descriptors.
 
@@ -79,8 +80,11 @@ class RecordingMethod(_Native):  # type: ignore[misc]
             Edge of the voxels at which images are represented; None picks it from the images.
         fixed_intensity, moving_intensity : str
             Intensity rules, see `dsir_metric.represent`.
+        foreground : bool
+            Where no fixed mask is set, look only at what stands out in the fixed image: empty background looks the
+            same everywhere, and would hold the images where they are.
         """
-        self._record(metric=DNSCosine(model, device, spacing_mm, fixed_intensity, moving_intensity))
+        self._record(metric=DNSCosine(model, device, spacing_mm, fixed_intensity, moving_intensity, foreground))
 
     SetMetricAsANTSNeighborhoodCorrelation = _native_metric_setter("SetMetricAsANTSNeighborhoodCorrelation")
     SetMetricAsCorrelation = _native_metric_setter("SetMetricAsCorrelation")

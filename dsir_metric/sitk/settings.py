@@ -47,6 +47,7 @@ class DNSCosine:
     spacing_mm: float | None = None
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"
+    foreground: bool = True
 
 
 @dataclass(frozen=True)
