@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import pytest
 
+from dsir_metric.metric.compiled import inlined
 from dsir_metric.metric.kernel import cosine_and_gradient, interpolate, keep_inside_mask
 from dsir_metric.metric.lattice import scatter
 
@@ -147,3 +148,9 @@ def test_the_kernel_gives_the_same_bits_for_any_number_of_threads():
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_code_that_cannot_be_kept_on_disk_still_compiles():
+    nowhere: dict = {}
+    exec("def double(x):\n    return 2 * x", nowhere)  # a function without a file has no place for a cache
+    assert inlined(nowhere["double"])(21) == 42

@@ -17,12 +17,19 @@ _VECTOR_SUMS = {"reassoc", "contract", "nsz"}
 
 
 def parallel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile with threads over `numba.prange`, kept on disk; strict floating point, so any thread count agrees."""
-    options = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-    return cast("Callable[P, R]", options(function))
+    """Compile with threads over `numba.prange`; strict floating point, so that any number of threads agrees."""
+    return _compile(function, parallel=True)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a helper that compiled functions call; it is inlined, and its sums may be vectorised."""
-    options = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_VECTOR_SUMS)
-    return cast("Callable[P, R]", options(function))
+    return _compile(function, fastmath=_VECTOR_SUMS)
+
+
+def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
+    """Compile at the first call, without the interpreter lock, and keep the result on disk where that is possible."""
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast("Callable[P, R]", numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # no writable folder: a read-only installation without a home
+        return cast("Callable[P, R]", numba.njit(**options)(function))
