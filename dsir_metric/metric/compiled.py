@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 
@@ -26,7 +26,7 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
     return _compile(function, fastmath=_VECTOR_SUMS)
 
 
-def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
+def _compile(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     """Compile at the first call, without the interpreter lock, and keep the result on disk where that is possible."""
     options |= {"nogil": True, "error_model": "numpy"}
     try:
