@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-from dsir_metric_export import export_model  # noqa: E402
 from dsir_metric_export import export as exporting  # noqa: E402
+from dsir_metric_export import export_model  # noqa: E402
 from dsir_metric_export.halves import Halves  # noqa: E402
 from dsir_metric_export.parity import TOLERANCE, measure_parity  # noqa: E402
 from dsir_metric_train.model import MasrNet, ModelConfig  # noqa: E402

@@ -102,7 +102,7 @@ def test_setting_out_of_range(model_file: Path, settings: dict[str, object]) -> 
 
 def test_both_runtimes_installed(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "1.20.0")
-    with pytest.raises(MissingDependencyError, match="both installed.*pip uninstall"):
+    with pytest.raises(MissingDependencyError, match=r"both installed.*pip uninstall"):
         Representer(model_file)
 
 

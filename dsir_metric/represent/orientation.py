@@ -21,8 +21,8 @@ def canonical_view(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     """A view of `values` (z, y, x, ...) on `grid` whose axes are those of `canonical_grid(grid)`."""
     order, signs = _nearest_axes(grid)
     axes = [2 - order[2], 2 - order[1], 2 - order[0]]
-    turned = values.transpose(*axes, *range(3, values.ndim))
-    return np.flip(turned, [2 - k for k in range(3) if signs[k] < 0])
+    turned: NDArray[Any] = values.transpose(*axes, *range(3, values.ndim))
+    return np.flip(turned, tuple(2 - k for k in range(3) if signs[k] < 0))
 
 
 def canonical_grid(grid: Grid) -> Grid:

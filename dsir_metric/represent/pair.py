@@ -131,4 +131,5 @@ def _resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
     resample.SetReferenceImage(grid.image())
     resample.SetInterpolator(sitk.sitkLinear)
     resample.UseNearestNeighborExtrapolatorOn()
-    return resample.Execute(old.stamp(sitk.GetImageFromArray(smooth)))
+    out: sitk.Image = resample.Execute(old.stamp(sitk.GetImageFromArray(smooth)))
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from functools import cache
 from importlib import metadata
@@ -34,12 +35,11 @@ def onnxruntime() -> ModuleType:
             "`pip uninstall -y onnxruntime onnxruntime-gpu`, then install dsir-metric[cpu] or dsir-metric[gpu] again"
         )
     try:
-        import onnxruntime as module
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise MissingDependencyError(
             f"onnxruntime cannot be imported ({error}); install dsir-metric[cpu], or dsir-metric[gpu] for CUDA"
         ) from error
-    return module
 
 
 def open_session(path: Path, device: str = "auto", threads: int | None = None) -> Any:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from dsir_metric_train.model import MasrNet, ModelConfig
 
-from dsir_metric.errors import DataError, ModelFileError
+from dsir_metric.config import from_dict
+from dsir_metric.errors import ConfigError, DataError, ModelFileError
 from dsir_metric.represent.card import FORMAT, ModelCard
 from dsir_metric_export.halves import INPUTS, OUTPUTS, Halves
 from dsir_metric_export.parity import measure_parity
-from dsir_metric_train.model import MasrNet, ModelConfig
 
 __all__ = ["export_model", "export_network"]
 
@@ -87,23 +88,24 @@ def _load(path: Path) -> tuple[MasrNet, dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a checkpoint of `dsir-metric train`") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`"
+        ) from error
     except Exception as error:  # whatever unpickling damaged bytes raises
         raise ModelFileError(f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric train`") from error
     try:
         settings = content["hyper_parameters"]
-        shape = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["model"].items()}
-        network = MasrNet(ModelConfig(**shape))
+        network = MasrNet(from_dict(ModelConfig, settings["model"]))
         weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
         network.load_state_dict(weights)
         return network, {"recipe": settings["recipe"], "data": settings["data"]}
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error
 
 
 def _to_onnx(halves: Halves) -> onnx.ModelProto:
-    free = {axis: torch.export.Dim.DYNAMIC for axis in (2, 3, 4)}
+    free = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
     example = (torch.rand(1, 1, 24, 32, 40), torch.rand(1, halves.network.config.features, 17, 19, 21))
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(

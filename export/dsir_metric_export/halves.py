@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from dsir_metric_train.model import MasrNet
+from torch import Tensor, nn
 
 __all__ = ["INPUTS", "OUTPUTS", "Halves"]
 
@@ -28,5 +27,5 @@ class Halves(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature map (1, C_h, z, y, x) of `image`, and channel-last descriptors (1, z, y, x, channels) of `features`."""
+        """Feature map (1, C_h, z, y, x) of `image`; channel-last descriptors (1, z, y, x, channels) of `features`."""
         return self.network.features(image), self.network.describe(features).permute(0, 2, 3, 4, 1)

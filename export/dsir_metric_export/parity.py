@@ -58,4 +58,5 @@ def _phantom(size: tuple[int, int, int]) -> NDArray[np.float32]:
         inside = np.sum(((places - centre) / (radius * random.uniform(0.7, 1.2, (3, 1, 1, 1)))) ** 2, axis=0) < 1
         image[inside] = random.uniform(0, 1)
     noise = random.normal(0, 0.03, size) * ((image > 0) & (places[2] > 0))
-    return np.clip(image + noise, 0, 1).astype(np.float32)
+    out: NDArray[np.float32] = np.clip(image + noise, 0, 1).astype(np.float32)
+    return out

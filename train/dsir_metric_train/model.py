@@ -52,16 +52,16 @@ class ModelConfig:
     @property
     def multiple(self) -> int:
         """Sizes are padded to a multiple of this inside `forward`."""
-        return 2 ** (len(self.widths) - 1)
+        return 1 << (len(self.widths) - 1)
 
     @property
     def receptive_field(self) -> int:
         """Voxels on one side that can influence an output voxel (an upper bound, exact tiling needs this halo)."""
         levels = len(self.widths)
-        encoder = sum(self.convolutions * 2**k for k in range(levels))
-        blur = sum((len(self.blur) // 2) * 2**k for k in range(levels - 1))
-        upsample = sum(2 ** (k + 1) for k in range(levels - 1))
-        decoder = sum(self.convolutions * 2**k for k in range(levels - 1))
+        encoder = sum(self.convolutions << k for k in range(levels))
+        blur = sum(len(self.blur) // 2 << k for k in range(levels - 1))
+        upsample = sum(2 << k for k in range(levels - 1))
+        decoder = sum(self.convolutions << k for k in range(levels - 1))
         return encoder + blur + upsample + decoder + 1 + self.head_reach
 
     @property
@@ -142,7 +142,8 @@ class MasrNet(nn.Module):
         for k in reversed(range(len(self.up))):
             x = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
             x = self.up[k](torch.cat([skips[k], x], dim=1))
-        return self.out(x)
+        h: Tensor = self.out(x)
+        return h
 
     def embed(self, h: Tensor) -> Tensor:
         """Compact structural embedding h^c, (batch, 24, z, y, x): squeezed self-similarities of the feature map."""
@@ -164,7 +165,7 @@ class MasrNet(nn.Module):
 
     def describe(self, h: Tensor) -> Tensor:
         """Descriptors, (batch, channels, z, y, x), unit length along axis 1, of a feature map."""
-        d = self.head(self.embed(h))
+        d: Tensor = self.head(self.embed(h))
         return d * torch.rsqrt((d * d).sum(dim=1, keepdim=True) + 1e-12)
 
     def forward(self, image: Tensor) -> Tensor:
