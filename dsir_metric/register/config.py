@@ -1,0 +1,124 @@
+"""What a user may choose about a registration; the defaults need no tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsir_metric.errors import ConfigError
+
+__all__ = ["STAGES", "DeformableConfig", "RegisterConfig", "SearchConfig", "Stage"]
+
+Stage = Literal["centre", "search", "rigid", "affine", "deformable"]
+STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Coarse search over rotation and translation.
+
+    Parameters
+    ----------
+    rotation_deg, rotation_step_deg : float
+        Half width and step of the lattice of Euler angles, each axis.
+    translation_mm, translation_step_mm : float
+        Half width and step of the lattice of translations, each axis.
+    points : int
+        Foreground points each candidate is judged on.
+    candidates : int
+        Best candidates that are refined by a rigid optimisation before the best of all is taken.
+    """
+
+    rotation_deg: float = 24.0
+    rotation_step_deg: float = 12.0
+    translation_mm: float = 24.0
+    translation_step_mm: float = 12.0
+    points: int = 800
+    candidates: int = 6
+
+    def __post_init__(self) -> None:
+        if min(self.rotation_step_deg, self.translation_step_mm) <= 0 or min(self.points, self.candidates) < 1:
+            raise ConfigError("search steps, points and candidates are positive")
+
+
+@dataclass(frozen=True)
+class DeformableConfig:
+    """Free-form deformation, coarse to fine.
+
+    Parameters
+    ----------
+    lattice_mm : tuple of float
+        Distance of the B-spline control points at each level, coarse to fine.
+    iterations : tuple of int
+        Largest number of optimiser iterations at each level.
+    diffusion : float
+        Weight of the mean squared Frobenius norm of grad u (no unit) against the mean cosine.
+    bending_mm2 : float
+        Weight of the mean squared Frobenius norm of the second derivatives of u (per mm^2), in mm^2.
+    smallest_jacobian : float
+        A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
+    """
+
+    lattice_mm: tuple[float, ...] = (24.0, 12.0, 6.0)
+    iterations: tuple[int, ...] = (40, 40, 40)
+    diffusion: float = 0.02
+    bending_mm2: float = 1.0
+    smallest_jacobian: float = 0.05
+
+    def __post_init__(self) -> None:
+        if len(self.lattice_mm) != len(self.iterations) or not self.lattice_mm:
+            raise ConfigError(
+                f"lattice_mm has {len(self.lattice_mm)} levels and iterations {len(self.iterations)}; give as many of each"
+            )
+        if min(self.lattice_mm) <= 0 or min(self.iterations) < 1 or min(self.diffusion, self.bending_mm2) < 0:
+            raise ConfigError("lattice_mm and iterations are positive, diffusion and bending_mm2 not negative")
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """Settings of a registration.
+
+    Parameters
+    ----------
+    backend : str
+        Engine; "sitk" here.
+    model : str
+        Name or path of the model that makes the representations.
+    device : str
+        "auto", "cpu" or "cuda", for the representations.
+    threads : int, optional
+        CPU threads; all cores by default.
+    spacing_mm : float, optional
+        Isotropic voxel size both images are represented at; chosen from the images by default.
+    fixed_intensity, moving_intensity : str
+        "auto", "mr", "ct", "ct:low,high" or "window:low,high".
+    stages : tuple of str
+        Any of centre, search, rigid, affine, deformable, in that order.
+    seed : int
+        Of every random choice; the same input and seed give the same output.
+    search : SearchConfig
+    deformable : DeformableConfig
+    """
+
+    backend: str = "sitk"
+    model: str = "default"
+    device: str = "auto"
+    threads: int | None = None
+    spacing_mm: float | None = None
+    fixed_intensity: str = "auto"
+    moving_intensity: str = "auto"
+    stages: tuple[str, ...] = STAGES
+    seed: int = 0
+    search: SearchConfig = field(default_factory=SearchConfig)
+    deformable: DeformableConfig = field(default_factory=DeformableConfig)
+
+    def __post_init__(self) -> None:
+        if self.backend != "sitk":
+            raise ConfigError(f"backend {self.backend!r} is unknown; sitk is there")
+        wrong = [s for s in self.stages if s not in STAGES]
+        if wrong or not self.stages:
+            raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")
+        if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
+            raise ConfigError(f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; at least 1 is needed")

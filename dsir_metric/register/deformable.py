@@ -1,0 +1,133 @@
+"""Deformable stage: free-form deformation under the DNS cosine metric, coarse to fine, fold-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import minimize
+
+from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.metric import CosineMetric
+from dsir_metric.register.config import DeformableConfig
+from dsir_metric.register.freeform import FreeForm
+from dsir_metric.register.pair import Level
+from dsir_metric.register.search import mapped
+
+__all__ = ["deform", "unfold"]
+
+Array = NDArray[np.float64]
+
+
+def deform(
+    levels: list[Level],
+    linear: Array,
+    domain: Grid,
+    config: DeformableConfig,
+    on_iteration: Callable[[float, float], None],
+) -> tuple[sitk.BSplineTransform, list[str]]:
+    """Displacement u such that x -> linear(x + u(x)) aligns the pair.
+
+    Parameters
+    ----------
+    levels : list of Level
+        Coarse to fine; the last ones are used, one a lattice of `config`, the finest for the last.
+    linear : ndarray, shape (4, 4)
+        Fixed to moving, LPS mm, kept as it is.
+    domain : Grid
+        The box the lattice covers, that of the fixed image; its Jacobian is kept above `config.smallest_jacobian`.
+    config : DeformableConfig
+    on_iteration : callable
+        Receives the finished fraction of the stage and the metric.
+
+    Returns
+    -------
+    transform : sitk.BSplineTransform
+    remarks : list of str
+        What had to be smoothed against folding.
+    """
+    freeform, coefficients, remarks = None, None, []
+    count = len(config.lattice_mm)
+    for k, lattice_mm in enumerate(config.lattice_mm):
+        level = levels[max(0, len(levels) - count + k)]
+        finer = FreeForm(domain, lattice_mm)
+        start = np.zeros(finer.shape) if freeform is None else freeform.refine(coefficients, finer)
+        freeform = finer
+
+        def report(step: int, value: float, k: int = k) -> None:
+            on_iteration((k + min(step / config.iterations[k], 1.0)) / count, value)
+
+        coefficients = _level(level, linear, freeform, start, config, config.iterations[k], report)
+        coefficients, rounds = unfold(freeform, coefficients, levels[-1].fixed.grid, config.smallest_jacobian)
+        if rounds:
+            remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
+    assert freeform is not None and coefficients is not None  # config has at least one level
+    return freeform.to_transform(coefficients), remarks
+
+
+def _level(
+    level: Level,
+    linear: Array,
+    freeform: FreeForm,
+    start: Array,
+    config: DeformableConfig,
+    iterations: int,
+    report: Callable[[int, float], None],
+) -> Array:
+    """Minimise metric + smoothness on one level by L-BFGS-B."""
+    metric = CosineMetric(
+        level.fixed, level.moving, fixed_mask=level.fixed_mask, moving_mask=level.moving_mask
+    )
+    inside = sitk.GetArrayViewFromImage(level.fixed_mask) != 0
+    bases = freeform.bases(level.fixed.grid)
+    points = metric.points_mm
+    turn = linear[:3, :3]
+    steps = 0
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        coefficients = flat.reshape(freeform.shape)
+        u = freeform.evaluate(coefficients, bases)
+        value, _, gradient = metric.at_points(mapped(linear, points + u[inside]))
+        dense = np.zeros_like(u)
+        dense[inside] = gradient @ turn / -metric.valid_points
+        penalty, slope = freeform.smoothness(coefficients, config.diffusion, config.bending_mm2)
+        return value + penalty, (freeform.transpose(dense, bases) + slope).ravel()
+
+    def callback(intermediate_result: object) -> None:
+        nonlocal steps
+        steps += 1
+        report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
+
+    options = {"maxiter": iterations, "ftol": 1e-6, "gtol": 0.0, "maxcor": 8}
+    best = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    return np.asarray(best.x).reshape(freeform.shape)
+
+
+def unfold(freeform: FreeForm, coefficients: Array, grid: Grid, smallest: float) -> tuple[Array, int]:
+    """Smooth a displacement around every voxel of `grid` whose Jacobian determinant is below `smallest`.
+
+    Each round blends the coefficients that reach such a voxel with their Gaussian average, in an ever wider
+    neighbourhood, so that it ends: an entirely smoothed lattice does not fold.
+
+    Returns
+    -------
+    coefficients : ndarray
+        As they came where nothing folds.
+    rounds : int
+        How many rounds it took, 0 where nothing folds.
+    """
+    bases = freeform.bases(grid)
+    rounds = 0
+    while True:
+        field = DisplacementField(freeform.evaluate(coefficients, bases), grid)
+        bad = field.jacobian_determinant() < smallest
+        if not bad.any():
+            return coefficients, rounds
+        rounds += 1
+        reached = freeform.transpose(bad[..., None].astype(float), bases)[..., 0] > 1e-3
+        share = ndimage.gaussian_filter(ndimage.binary_dilation(reached, iterations=rounds).astype(float), 1.0)
+        smooth = ndimage.gaussian_filter(coefficients, (1.0, 1.0, 1.0, 0.0), mode="nearest")
+        coefficients = coefficients + np.minimum(share, 1.0)[..., None] * (smooth - coefficients)

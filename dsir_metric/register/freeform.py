@@ -1,0 +1,135 @@
+"""Free-form deformation: a cubic B-spline displacement on a lattice, its transpose and its smoothness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.geometry import Grid
+
+__all__ = ["FreeForm"]
+
+Array = NDArray[np.float64]
+
+
+def _cubic(t: Array, derivative: int) -> Array:
+    """Weights (n, 4), or their derivatives, of the four cubic B-splines over a cell at t in [0, 1]."""
+    one = np.ones_like(t)
+    rows = {
+        0: [(1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6],
+        1: [-((1 - t) ** 2) / 2, 1.5 * t**2 - 2 * t, -1.5 * t**2 + t + 0.5, t**2 / 2],
+        2: [1 - t, 3 * t - 2, 1 - 3 * t, t * one],
+    }
+    return np.stack(rows[derivative], axis=-1)
+
+
+class FreeForm:
+    """Displacement u(x), LPS mm, of a B-spline lattice over the box of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The box is that of its voxels; the lattice runs along its axes.
+    lattice_mm : float
+        Wanted distance of control points; made smaller where needed to divide the box into whole cells.
+
+    Notes
+    -----
+    Coefficients are arrays (cz, cy, cx, 3), in mm, with three more control points than cells on each axis, in the
+    order of `sitk.BSplineTransform`. Evaluation on a grid is separable: three small matrix products.
+    """
+
+    def __init__(self, grid: Grid, lattice_mm: float) -> None:
+        self.grid = grid
+        self.cells = np.maximum(np.ceil(grid.extent_mm / lattice_mm - 1e-9).astype(int), 1)
+        self.step_mm = grid.extent_mm / self.cells
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the coefficients (cz, cy, cx, 3)."""
+        return (int(self.cells[2]) + 3, int(self.cells[1]) + 3, int(self.cells[0]) + 3, 3)
+
+    def _rows(self, axis: int, positions: Array, derivative: int = 0) -> Array:
+        """(n, coefficients) weights along `axis` (0 = x) at positions in cells from the edge of the box."""
+        cell = np.clip(np.floor(positions).astype(int), 0, self.cells[axis] - 1)
+        weights = _cubic(positions - cell, derivative)
+        rows = np.zeros((len(positions), self.cells[axis] + 3))
+        np.put_along_axis(rows, cell[:, None] + np.arange(4), weights, axis=1)
+        return rows
+
+    def bases(self, grid: Grid) -> tuple[Array, Array, Array]:
+        """Weights (z, y, x) that take coefficients to the voxels of `grid`, whose axes and box are the lattice's."""
+        edge = self.grid.to_physical((-0.5, -0.5, -0.5))
+        axes = np.reshape(self.grid.direction, (3, 3))
+        start = (np.asarray(grid.origin_mm) - edge) @ axes
+        steps = np.asarray(grid.spacing_mm)
+        x, y, z = (self._rows(a, (start[a] + np.arange(grid.size[a]) * steps[a]) / self.step_mm[a]) for a in range(3))
+        return z, y, x
+
+    @staticmethod
+    def evaluate(coefficients: Array, bases: Sequence[Array]) -> Array:
+        """Displacements (z, y, x, 3) mm on the grid of `bases`."""
+        out = coefficients
+        for basis in bases:  # contracts the first axis and appends the new one behind; three turns restore the order
+            out = np.tensordot(out, basis, axes=(0, 1))
+        return np.moveaxis(out, 0, -1)
+
+    @staticmethod
+    def transpose(gradients: Array, bases: Sequence[Array]) -> Array:
+        """Derivative with respect to the coefficients, from derivatives (z, y, x, 3) with respect to displacements."""
+        out = gradients
+        for basis in bases:
+            out = np.tensordot(out, basis, axes=(0, 0))
+        return np.moveaxis(out, 0, -1)
+
+    @cached_property
+    def _grams(self) -> list[list[Array]]:
+        """grams[axis][k]: mean product of the k-th derivatives (per mm) of each two basis functions, axes z, y, x."""
+        nodes, weights = np.polynomial.legendre.leggauss(4)
+        out = []
+        for axis in (2, 1, 0):
+            count = int(self.cells[axis])
+            positions = (np.arange(count)[:, None] + (nodes + 1) / 2).ravel()
+            mass = np.tile(weights / 2, count) / count
+            rows = [self._rows(axis, positions, k) / self.step_mm[axis] ** k for k in range(3)]
+            out.append([r.T @ (mass[:, None] * r) for r in rows])
+        return out
+
+    def _penalty(self, coefficients: Array, orders: Sequence[tuple[float, tuple[int, int, int]]]) -> Array:
+        """Half the derivative of a quadratic penalty: sum of weight times a Kronecker product of Gram matrices."""
+        total = np.zeros_like(coefficients)
+        for weight, order in orders:
+            total += weight * self.evaluate(coefficients, [self._grams[a][k] for a, k in enumerate(order)])
+        return total
+
+    def smoothness(self, coefficients: Array, diffusion: float, bending_mm2: float) -> tuple[float, Array]:
+        """diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2 over the box (exact integrals), and derivative."""
+        orders = [(diffusion, o) for o in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+        orders += [(bending_mm2, o) for o in ((2, 0, 0), (0, 2, 0), (0, 0, 2))]
+        orders += [(2 * bending_mm2, o) for o in ((1, 1, 0), (1, 0, 1), (0, 1, 1))]
+        half = self._penalty(coefficients, orders)
+        return float((half * coefficients).sum()), 2 * half
+
+    def refine(self, coefficients: Array, finer: FreeForm) -> Array:
+        """Coefficients on a `finer` lattice over the same box with (nearly) the same displacement: least squares."""
+        out = coefficients
+        for axis in (2, 1, 0):
+            count = 4 * int(finer.cells[axis]) + 1
+            share = np.linspace(0, 1, count)
+            old, new = self._rows(axis, share * self.cells[axis]), finer._rows(axis, share * finer.cells[axis])
+            out = np.tensordot(out, np.linalg.lstsq(new, old, rcond=None)[0], axes=(0, 1))
+        return np.moveaxis(out, 0, -1)
+
+    def to_transform(self, coefficients: Array) -> sitk.BSplineTransform:
+        """The same displacement as a SimpleITK transform (identity outside the box)."""
+        transform = sitk.BSplineTransform(3, 3)
+        transform.SetTransformDomainDirection(self.grid.direction)
+        transform.SetTransformDomainOrigin(self.grid.to_physical((-0.5, -0.5, -0.5)).tolist())
+        transform.SetTransformDomainPhysicalDimensions(self.grid.extent_mm.tolist())
+        transform.SetTransformDomainMeshSize([int(n) for n in self.cells])
+        transform.SetParameters(np.moveaxis(coefficients, -1, 0).ravel().tolist())
+        return transform
