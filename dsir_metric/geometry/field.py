@@ -67,10 +67,12 @@ class DisplacementField:
         along = []  # d phi / d (index axis in mm): the derivative of u plus the axis itself
         for column, (axis, spacing) in enumerate(zip((2, 1, 0), self.grid.spacing_mm, strict=True)):
             moves = self.grid.shape[axis] > 1
-            along.append([
-                (np.gradient(self.values[..., k], spacing, axis=axis) if moves else 0.0) + axes[k, column]
-                for k in range(3)
-            ])
+            along.append(
+                [
+                    (np.gradient(self.values[..., k], spacing, axis=axis) if moves else 0.0) + axes[k, column]
+                    for k in range(3)
+                ]
+            )
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = along
         volume = ax * (by * cz - bz * cy) - bx * (ay * cz - az * cy) + cx * (ay * bz - az * by)
         return np.broadcast_to(volume * np.linalg.det(axes), self.grid.shape)
