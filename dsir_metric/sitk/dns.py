@@ -76,14 +76,14 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
     DsirError
         What `represent_pair` raises.
     """
-    grids = [picture.grid if isinstance(picture, Representation) else Grid.of(picture) for picture in (fixed, moving)]
-    made = [_representation_in(picture) for picture in (fixed, moving)]
-    if made[0] is not None and made[1] is not None:
-        return ComparedPair(made[0], made[1], *grids)
-    if isinstance(fixed, Representation) or isinstance(moving, Representation) or made != [None, None]:
-        which = "fixed" if made[1] is None else "moving"
+    first, second = _representation_in(fixed), _representation_in(moving)
+    if first is not None and second is not None:
+        return ComparedPair(first, second, first.grid, second.grid)
+    if isinstance(fixed, Representation) or isinstance(moving, Representation) or first is not second:
+        which = "fixed" if second is None else "moving"
         raise ShapeError(f"only {which} is represented: give two scalar images, or two representations")
-    pair = represent_pair(
+    fixed_grid, moving_grid = Grid.of(fixed), Grid.of(moving)
+    first, second = represent_pair(
         fixed,
         moving,
         _representer(choice.model, choice.device),
@@ -91,7 +91,8 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
         fixed_intensity=choice.fixed_intensity,
         moving_intensity=choice.moving_intensity,
     )
-    return ComparedPair(*pair, *grids, foreground(fixed, pair[0].grid) if choice.foreground else None)
+    mask = foreground(fixed, first.grid) if choice.foreground else None
+    return ComparedPair(first, second, fixed_grid, moving_grid, mask)
 
 
 @lru_cache(maxsize=1)
