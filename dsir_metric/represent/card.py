@@ -52,8 +52,9 @@ class ModelCard:
         What it was trained on: "file", "source", "licence".
     weights_hash : str
         SHA-256 of names, shapes and values of the weights (not of the file).
-    parity : mapping of str to float
-        Largest difference of torch and ONNX Runtime at export, by test size "z x y x x".
+    parity : mapping
+        Differences of torch and ONNX Runtime at export, by test size "z x y x x": "largest" and "rms", and, to compare,
+        "rounding", the largest difference of torch in float32 from torch in float64.
     versions : mapping
         Versions of torch and onnx at export.
     """
@@ -73,7 +74,7 @@ class ModelCard:
     recipe: Mapping[str, Any]
     data: tuple[Mapping[str, Any], ...]
     weights_hash: str
-    parity: Mapping[str, float]
+    parity: Mapping[str, Mapping[str, float]]
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:

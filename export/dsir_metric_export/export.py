@@ -150,7 +150,7 @@ def _card(
     name: str,
     recipe: Mapping[str, Any],
     data: Iterable[Mapping[str, Any]],
-    parity: Mapping[str, float],
+    parity: Mapping[str, Mapping[str, float]],
 ) -> ModelCard:
     shape = network.config
     channels = max(network.count, shape.channels)
