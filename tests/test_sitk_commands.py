@@ -43,10 +43,8 @@ def events_of(method: Any) -> list[Any]:
 
     def note(name: str) -> None:
         rate = method.GetOptimizerLearningRate()
-        seen.append(
-            (name, method.GetCurrentLevel(), method.GetOptimizerIteration())
-            + (round(method.GetMetricValue(), 3), round(rate, 4), method.GetProgress())
-        )
+        place = (method.GetCurrentLevel(), method.GetOptimizerIteration(), method.GetProgress())
+        seen.append((name, *place, round(method.GetMetricValue(), 3), round(rate, 4)))
 
     for name, event in EVENTS.items():
         method.AddCommand(event, lambda name=name: note(name))

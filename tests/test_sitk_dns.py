@@ -62,8 +62,8 @@ AFFINE = sitk.AffineTransform((1.04, 0.02, 0, -0.03, 0.97, 0.02, 0.01, 0, 1.03),
 @pytest.mark.parametrize(
     "choose",
     [
-        lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 60),
-        lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 40),
+        lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 25),
+        lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 12),
         lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 150, 0.7, 1e-8),
         lambda r: r.SetOptimizerAsLBFGS2(1e-9),
     ],
@@ -82,7 +82,7 @@ def test_rigid_displacement_is_found(moving: Representation, choose: Any) -> Non
 
 def test_affine_displacement_is_found(moving: Representation) -> None:
     method = method_for(sitk.AffineTransform(np.eye(3).ravel().tolist(), (0, 0, 0), CENTRE), in_place=False)
-    method.SetOptimizerAsLBFGS2(1e-9, 80)
+    method.SetOptimizerAsLBFGS2(1e-7, 40)
     method.SetOptimizerScalesFromIndexShift()
     found = method.Execute(seen_through(moving, AFFINE), moving)
     assert isinstance(found, sitk.CompositeTransform)

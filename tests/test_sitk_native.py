@@ -247,6 +247,18 @@ def test_initial_transform_is_changed_in_place_or_not(kind: str, in_place: bool)
     assert seen[0] == seen[1]
 
 
+def test_transform_without_a_class_of_its_own_is_changed_in_place_too() -> None:
+    seen = []
+    for method in (native(), OurLoop()):
+        method.SetOptimizerAsGradientDescent(1.0, 2, 1e-6, 10, ONCE)
+        method.SetOptimizerScalesFromPhysicalShift()
+        start = sitk.Transform(TRANSFORMS["bspline"]())
+        method.SetInitialTransform(start)
+        method.Execute(FIXED, MOVING)
+        seen.append(start.GetParameters())
+    np.testing.assert_allclose(seen[1], seen[0], rtol=1e-4, atol=1e-6)
+
+
 def test_one_plus_one_is_native_in_distribution() -> None:
     ends = []
     for make in (native, OurLoop):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import SimpleITK as sitk
 
 from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair
@@ -48,11 +49,14 @@ class ImageRegistrationMethod(RecordingMethod):
 
     - `Execute` and `MetricEvaluate` also take what was represented before: two `Representation` objects or two
       multi-component images. Each scalar image is represented once; smoothing is applied to the descriptors.
+    - Without a fixed mask, the points of the fixed image's foreground count (`foreground=False`: all points).
     - Descriptors are interpolated linearly whatever `SetInterpolator` was given, and their gradient is that of the
       interpolation, whatever `SetMetricUse...GradientFilter` was given. Both still count for the native metrics.
     - L-BFGS-B, L-BFGS2, Powell and Amoeba are SciPy's; (1+1) and random sampling have other random numbers.
+    - `SetNumberOfThreads` is for the metric; the network takes every core, or the GPU.
     - `Abort` ends the registration after the present iteration with an Abort event (the native class goes on), and
       `StopRegistration` ends the present level with every optimiser.
+    - Images that lose each other in the middle are a `RegistrationError`; the native class goes on with a warning.
     - An error in a command reaches the caller of `Execute` as it is; what is wrong with images and settings is raised
       as a `dsir_metric.errors.DsirError`.
     """
@@ -98,6 +102,8 @@ class ImageRegistrationMethod(RecordingMethod):
             self._commands,
         )
         self._running = run
+        threads = numba.get_num_threads()
+        numba.set_num_threads(min(self.GetNumberOfThreads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         try:
             result = run.execute()
         except Exception as error:
@@ -107,6 +113,7 @@ class ImageRegistrationMethod(RecordingMethod):
             ended = run.optimizer
             self._outcome = _Outcome(ended.iteration, ended.metric_value, run.valid_points(), ended.stop_description)
             self._running = None
+            numba.set_num_threads(threads)
         self._commands.from_optimizer()
         return result
 

@@ -172,7 +172,7 @@ class FieldPosition(Position):
 
 
 def position_of(transform: Any) -> Position:
-    """The kind of position that fits a transform; it works on `transform` itself.
+    """The kind of position that fits a transform of a class of its own; it works on `transform` itself.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def position_of(transform: Any) -> Position:
         raise RegistrationError(f"{transform.GetName()} has no parameters to optimise: give another initial transform")
     kind = transform.GetTransformEnum()
     if kind == sitk.sitkComposite:
-        return LastOfComposite(sitk.CompositeTransform(transform) if type(transform) is sitk.Transform else transform)
+        return LastOfComposite(transform)
     if kind == sitk.sitkDisplacementField:
         return FieldPosition(transform)
     return VersorPosition(transform) if kind in _WITH_VERSOR else Position(transform)

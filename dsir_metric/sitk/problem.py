@@ -19,6 +19,7 @@ __all__ = ["WORST", "Metric", "Problem"]
 
 Vector = NDArray[np.float64]
 WORST = sys.float_info.max
+_VERY_LARGE = 1e10  # worse than any value of a metric, and still a number one can interpolate with
 _IDENTITY_SCALES, _IDENTITY_WEIGHTS = 0.01, 1e-4  # how far from 1 counts as 1, as in ITK
 
 
@@ -101,10 +102,22 @@ class Problem:
         except RegistrationError:
             return WORST
 
+    def value_and_derivative(self) -> tuple[float, Vector]:
+        """Metric value and derivative at the position; very large and flat where no point counts."""
+        try:
+            return self.metric.value_and_derivative(self.position.transform)
+        except RegistrationError:
+            return _VERY_LARGE, np.zeros_like(self.position.parameters)
+
     def value_and_descent(self) -> tuple[float, Vector]:
         """Metric value at the position, and ITK's "derivative": the negated one.
 
         For a displacement field it is that of the sum over the points, not of their mean.
+
+        Raises
+        ------
+        RegistrationError
+            If no point counts.
         """
         value, derivative = self.metric.value_and_derivative(self.position.transform)
         return value, -derivative * (self.metric.valid_points if self.position.is_field else 1.0)

@@ -73,7 +73,9 @@ class Run:
         if settings.optimizer is None:
             raise RegistrationError("there is no optimiser: call one of the SetOptimizerAs... methods first")
         initial, self._after = initial_transforms(settings)
-        self._initial = initial if settings.in_place else sitk.Transform(initial).Downcast()
+        self._given = initial
+        in_place = settings.in_place and type(initial) is not sitk.Transform
+        self._initial = initial if in_place else sitk.Transform(initial).Downcast()
         _take_centre(self._initial, settings.moving_initial)
         self.position = position_of(self._initial)
         self.optimizer = optimizer_for(settings.optimizer)
@@ -104,9 +106,12 @@ class Run:
         if self.problem is not None:
             self.optimizer.finish(self.problem)
         self.position.commit()
-        if self._settings.in_place:
-            return sitk.Transform(self._initial).Downcast()
-        return sitk.CompositeTransform([self._initial])
+        if not self._settings.in_place:
+            return sitk.CompositeTransform([self._initial])
+        if self._initial is not self._given:
+            self._given.SetFixedParameters(self._initial.GetFixedParameters())
+            self._given.SetParameters(self._initial.GetParameters())
+        return sitk.Transform(self._initial).Downcast()
 
     def abort(self) -> None:
         """End the present level after its iteration, and leave out the others."""

@@ -24,15 +24,19 @@ from dsir_metric.sitk.settings import ScalesChoice
 __all__ = ["ScaleEstimator", "mapped_points"]
 
 Vector = NDArray[np.float64]
+_FEW = 100  # up to so many points, asking for each is faster than setting up a filter
 _EPSILON = sys.float_info.epsilon
 
 
 def mapped_points(transform: Any, grid: Grid) -> Vector:
     """Where the voxel centres of a grid go, (n, 3), x fastest, LPS mm."""
+    points = grid.points_mm().reshape(-1, 3)
+    if len(points) <= _FEW:
+        return np.array([transform.TransformPoint(point) for point in points.tolist()])
     shift = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, grid.size, grid.origin_mm, grid.spacing_mm, grid.direction
     )
-    return np.asarray((grid.points_mm() + sitk.GetArrayViewFromImage(shift)).reshape(-1, 3))
+    return np.asarray(points + sitk.GetArrayViewFromImage(shift).reshape(-1, 3))
 
 
 @dataclass(frozen=True)

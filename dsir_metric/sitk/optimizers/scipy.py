@@ -35,12 +35,13 @@ class ScipyOptimizer(Optimizer):
         self._stopped = False
         self.iteration = 0
         problem.say()
+        self.metric_value = problem.metric.value(problem.position.transform)
 
         def evaluate(x: Vector) -> Any:
             problem.position.move_to(x / unit)
             if not self.uses_derivative:
                 return problem.value()
-            value, derivative = problem.metric.value_and_derivative(problem.position.transform)
+            value, derivative = problem.value_and_derivative()
             return value, derivative / unit
 
         def report(intermediate_result: optimize.OptimizeResult) -> None:
