@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair
 from dsir_metric.sitk.events import Command, Commands
 from dsir_metric.sitk.levels import whole_level
 from dsir_metric.sitk.recorder import RecordingMethod
-from dsir_metric.sitk.run import Run, initial_transforms
+from dsir_metric.sitk.run import Run, ingredients
 from dsir_metric.sitk.settings import DNSCosine
 
 __all__ = ["ImageRegistrationMethod"]
@@ -26,6 +28,16 @@ class _Outcome:
     metric_value: float = 0.0
     valid_points: int = 0
     stop_description: str = ""
+
+
+@contextmanager
+def _metric_threads(count: int) -> Iterator[None]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 class ImageRegistrationMethod(RecordingMethod):
@@ -92,8 +104,9 @@ class ImageRegistrationMethod(RecordingMethod):
         choice = self._settings.metric
         if choice is None:
             return super().Execute(fixed, moving)
-        _, after = initial_transforms(self._settings)
-        pair, settings = self._compare(fixed, moving, choice), self._settings
+        settings = self._settings
+        _, after, _ = ingredients(settings)  # what is missing is missed before images are represented
+        pair = self._compare(fixed, moving, choice)
         run = Run(
             settings,
             pair.fixed_grid,
@@ -102,10 +115,9 @@ class ImageRegistrationMethod(RecordingMethod):
             self._commands,
         )
         self._running = run
-        threads = numba.get_num_threads()
-        numba.set_num_threads(min(self.GetNumberOfThreads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         try:
-            result = run.execute()
+            with _metric_threads(self.GetNumberOfThreads()):
+                result = run.execute()
         except Exception as error:
             run.optimizer.stop_description = str(error)
             raise
@@ -113,7 +125,6 @@ class ImageRegistrationMethod(RecordingMethod):
             ended = run.optimizer
             self._outcome = _Outcome(ended.iteration, ended.metric_value, run.valid_points(), ended.stop_description)
             self._running = None
-            numba.set_num_threads(threads)
         self._commands.from_optimizer()
         return result
 

@@ -12,26 +12,28 @@ from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import Grid
 from dsir_metric.sitk.events import Commands
 from dsir_metric.sitk.levels import Level, LevelAdaptor, schedule
-from dsir_metric.sitk.optimizers import optimizer_for
+from dsir_metric.sitk.optimizers import Optimizer, optimizer_for
 from dsir_metric.sitk.position import position_of
 from dsir_metric.sitk.problem import Metric, Problem
 from dsir_metric.sitk.scales import ScaleEstimator
 from dsir_metric.sitk.settings import Settings
 
-__all__ = ["MetricOfLevel", "Run", "initial_transforms"]
+__all__ = ["MetricOfLevel", "Run", "ingredients"]
 
 MetricOfLevel = Callable[[Level], Metric]
 
 
-def initial_transforms(settings: Settings) -> tuple[Any, Any]:
-    """The transform to optimise, and what is applied after it (None for nothing).
+def ingredients(settings: Settings) -> tuple[Any, Any, Optimizer]:
+    """The transform to optimise, what is applied after it (None for nothing), and the optimiser in its first state.
 
     Of a composite, only the transform added last is optimised, as in ITK.
 
     Raises
     ------
     RegistrationError
-        If there is no initial transform, or it is not 3-D.
+        If there is no initial transform, it is not 3-D, or there is no optimiser.
+    ConfigError
+        If a setting of the optimiser is out of range.
     """
     initial = settings.initial
     if initial is None:
@@ -42,7 +44,9 @@ def initial_transforms(settings: Settings) -> tuple[Any, Any]:
     if initial.GetTransformEnum() == sitk.sitkComposite:
         composite = sitk.CompositeTransform(initial)
         after += [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms() - 1)]
-    return initial, sitk.CompositeTransform(after) if after else None
+    if settings.optimizer is None:
+        raise RegistrationError("there is no optimiser: call one of the SetOptimizerAs... methods first")
+    return initial, sitk.CompositeTransform(after) if after else None, optimizer_for(settings.optimizer)
 
 
 class Run:
@@ -70,15 +74,12 @@ class Run:
     def __init__(
         self, settings: Settings, fixed: Grid, moving: Grid, metric_of_level: MetricOfLevel, commands: Commands
     ) -> None:
-        if settings.optimizer is None:
-            raise RegistrationError("there is no optimiser: call one of the SetOptimizerAs... methods first")
-        initial, self._after = initial_transforms(settings)
+        initial, self._after, self.optimizer = ingredients(settings)
         self._given = initial
         in_place = settings.in_place and type(initial) is not sitk.Transform
         self._initial = initial if in_place else sitk.Transform(initial).Downcast()
         _take_centre(self._initial, settings.moving_initial)
         self.position = position_of(self._initial)
-        self.optimizer = optimizer_for(settings.optimizer)
         self.problem: Problem | None = None
         self.level = 0
         self._settings = settings
