@@ -61,14 +61,14 @@ class DeformableConfig:
 
     lattice_mm: tuple[float, ...] = (24.0, 12.0, 6.0)
     iterations: tuple[int, ...] = (40, 40, 40)
-    diffusion: float = 0.02
-    bending_mm2: float = 1.0
+    diffusion: float = 0.1
+    bending_mm2: float = 60.0
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
         if len(self.lattice_mm) != len(self.iterations) or not self.lattice_mm:
             raise ConfigError(
-                f"lattice_mm has {len(self.lattice_mm)} levels and iterations {len(self.iterations)}; give as many of each"
+                f"lattice_mm has {len(self.lattice_mm)} levels and iterations {len(self.iterations)}; give one of each"
             )
         if min(self.lattice_mm) <= 0 or min(self.iterations) < 1 or min(self.diffusion, self.bending_mm2) < 0:
             raise ConfigError("lattice_mm and iterations are positive, diffusion and bending_mm2 not negative")
@@ -107,7 +107,7 @@ class RegisterConfig:
     spacing_mm: float | None = None
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[Stage, ...] = STAGES
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
@@ -119,6 +119,8 @@ class RegisterConfig:
         if wrong or not self.stages:
             raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
-            raise ConfigError(f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}")
+            raise ConfigError(
+                f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}"
+            )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; at least 1 is needed")

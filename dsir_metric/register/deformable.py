@@ -11,11 +11,10 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from dsir_metric.geometry import DisplacementField, Grid
-from dsir_metric.metric import CosineMetric
 from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import Level
-from dsir_metric.register.search import mapped
+from dsir_metric.register.state import mapped
 
 __all__ = ["deform", "unfold"]
 
@@ -25,10 +24,9 @@ Array = NDArray[np.float64]
 def deform(
     levels: list[Level],
     linear: Array,
-    domain: Grid,
     config: DeformableConfig,
     on_iteration: Callable[[float, float], None],
-) -> tuple[sitk.BSplineTransform, list[str]]:
+) -> tuple[sitk.BSplineTransform, str]:
     """Displacement u such that x -> linear(x + u(x)) aligns the pair.
 
     Parameters
@@ -37,8 +35,6 @@ def deform(
         Coarse to fine; the last ones are used, one a lattice of `config`, the finest for the last.
     linear : ndarray, shape (4, 4)
         Fixed to moving, LPS mm, kept as it is.
-    domain : Grid
-        The box the lattice covers, that of the fixed image; its Jacobian is kept above `config.smallest_jacobian`.
     config : DeformableConfig
     on_iteration : callable
         Receives the finished fraction of the stage and the metric.
@@ -46,26 +42,27 @@ def deform(
     Returns
     -------
     transform : sitk.BSplineTransform
-    remarks : list of str
+    remark : str
         What had to be smoothed against folding.
     """
-    freeform, coefficients, remarks = None, None, []
+    finest = levels[-1].fixed.grid
+    domain = finest.padded(1)  # the box of the working grid may be a fraction of a voxel smaller than the image's
+    freeform = FreeForm(domain, config.lattice_mm[0])
+    coefficients, remarks = np.zeros(freeform.shape), []
     count = len(config.lattice_mm)
     for k, lattice_mm in enumerate(config.lattice_mm):
         level = levels[max(0, len(levels) - count + k)]
         finer = FreeForm(domain, lattice_mm)
-        start = np.zeros(finer.shape) if freeform is None else freeform.refine(coefficients, finer)
-        freeform = finer
+        start, freeform = freeform.refine(coefficients, finer), finer
 
         def report(step: int, value: float, k: int = k) -> None:
             on_iteration((k + min(step / config.iterations[k], 1.0)) / count, value)
 
         coefficients = _level(level, linear, freeform, start, config, config.iterations[k], report)
-        coefficients, rounds = unfold(freeform, coefficients, levels[-1].fixed.grid, config.smallest_jacobian)
+        coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
             remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
-    assert freeform is not None and coefficients is not None  # config has at least one level
-    return freeform.to_transform(coefficients), remarks
+    return freeform.to_transform(coefficients), "; ".join(remarks)
 
 
 def _level(
@@ -78,9 +75,7 @@ def _level(
     report: Callable[[int, float], None],
 ) -> Array:
     """Minimise metric + smoothness on one level by L-BFGS-B."""
-    metric = CosineMetric(
-        level.fixed, level.moving, fixed_mask=level.fixed_mask, moving_mask=level.moving_mask
-    )
+    metric = level.metric()
     inside = sitk.GetArrayViewFromImage(level.fixed_mask) != 0
     bases = freeform.bases(level.fixed.grid)
     points = metric.points_mm

@@ -107,7 +107,10 @@ class FreeForm:
         return total
 
     def smoothness(self, coefficients: Array, diffusion: float, bending_mm2: float) -> tuple[float, Array]:
-        """diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2 over the box (exact integrals), and derivative."""
+        """Smoothness penalty over the box, by exact integrals, and its derivative with respect to the coefficients.
+
+        It is diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2, Frobenius norms.
+        """
         orders = [(diffusion, o) for o in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
         orders += [(bending_mm2, o) for o in ((2, 0, 0), (0, 2, 0), (0, 0, 2))]
         orders += [(2 * bending_mm2, o) for o in ((1, 1, 0), (1, 0, 1), (0, 1, 1))]

@@ -66,7 +66,7 @@ def parameter_scales(transform: sitk.Transform, points_mm: NDArray[np.float64]) 
 
 def fit(
     metric: CosineMetric, transform: sitk.Transform, iterations: int, on_iteration: OnIteration | None = None
-) -> tuple[sitk.Transform, float]:
+) -> sitk.Transform:
     """Minimise `metric` over the parameters of a copy of `transform`.
 
     Parameters
@@ -81,9 +81,8 @@ def fit(
 
     Returns
     -------
-    transform : sitk.Transform
-    value : float
-        Metric at the end.
+    sitk.Transform
+        Of the type of `transform`.
     """
     moved = sitk.Transform(transform)
     scales = parameter_scales(transform, metric.points_mm)
@@ -102,4 +101,5 @@ def fit(
     reach = list(zip(start - _REACH_MM, start + _REACH_MM, strict=True))
     best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=reach, options=options, callback=callback)
     moved.SetParameters((best.x / scales).tolist())
-    return moved.Downcast(), float(best.fun)
+    fitted: sitk.Transform = moved.Downcast()
+    return fitted

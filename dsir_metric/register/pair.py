@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from dsir_metric.geometry import Grid
-from dsir_metric.represent.foreground import foreground
+from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.represent.representation import Representation
 
-__all__ = ["Level", "foreground", "pyramid"]
+__all__ = ["Level", "pyramid"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,15 @@ class Level:
     fixed_mask : sitk.Image
         Where the metric is taken, on the grid of `fixed`.
     moving_mask : sitk.Image or None
+    after : sitk.Transform or None
+        Applied after whatever is being sought, on the way into the moving image.
     """
 
     fixed: Representation
     moving: Representation
     fixed_mask: sitk.Image
-    moving_mask: sitk.Image | None
+    moving_mask: sitk.Image | None = None
+    after: sitk.Transform | None = None
 
     @property
     def spacing_mm(self) -> float:
@@ -41,21 +43,28 @@ class Level:
         """The level of twice the voxel size."""
         fixed, moving = _halved(self.fixed), _halved(self.moving)
         mask = sitk.Resample(self.fixed_mask, fixed.grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        return Level(fixed, moving, mask, self.moving_mask)
+        return replace(self, fixed=fixed, moving=moving, fixed_mask=mask)
 
-    def points_mm(self, most: int, seed: int) -> NDArray[np.float64]:
-        """Up to `most` masked voxel centres of the fixed grid, (n, 3) LPS mm, drawn without replacement."""
-        inside = np.flatnonzero(sitk.GetArrayViewFromImage(self.fixed_mask))
-        if len(inside) > most:
-            inside = np.sort(np.random.default_rng(seed).choice(inside, most, replace=False))
-        z, y, x = np.unravel_index(inside, self.fixed.grid.shape)
-        return self.fixed.grid.to_physical(np.stack([x, y, z], axis=-1))
+    def metric(self, most_points: int | None = None, seed: int = 0) -> CosineMetric:
+        """The metric of this level on its masked voxels, or on a random sample of about `most_points` of them."""
+        inside = int(np.count_nonzero(sitk.GetArrayViewFromImage(self.fixed_mask)))
+        share = 1.0 if most_points is None else min(1.0, most_points / max(inside, 1))
+        return CosineMetric(
+            self.fixed,
+            self.moving,
+            fixed_mask=self.fixed_mask,
+            moving_mask=self.moving_mask,
+            sampling=Sampling("none") if share == 1.0 else Sampling("random", share, seed),
+            moving_initial=self.after,
+        )
 
 
 def pyramid(finest: Level, coarsest_mm: float = 7.0) -> list[Level]:
     """Levels from coarse to fine, each of half the voxel size, down to `finest`; the coarsest near `coarsest_mm`."""
     levels = [finest]
-    while levels[0].spacing_mm < coarsest_mm / 1.5 and min(levels[0].fixed.grid.size + levels[0].moving.grid.size) >= 16:
+    while (
+        levels[0].spacing_mm < coarsest_mm / 1.5 and min(levels[0].fixed.grid.size + levels[0].moving.grid.size) >= 16
+    ):
         levels.insert(0, levels[0].halved())
     return levels
 

@@ -5,36 +5,34 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numba
-import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from dsir_metric.config import to_dict
-from dsir_metric.errors import RegistrationError
+from dsir_metric.errors import GeometryError, RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.io import check_image
-from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.metric.transforms import point_map
-from dsir_metric.register.config import RegisterConfig
-from dsir_metric.register.deformable import deform
+from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.guard import Guard
-from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
-from dsir_metric.register.pair import Level, foreground, pyramid
+from dsir_metric.register.linear import affine_matrix
+from dsir_metric.register.pair import Level, pyramid
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
-from dsir_metric.register.search import centre, middle, search
+from dsir_metric.register.search import middle
+from dsir_metric.register.stages import LINEAR_POINTS, RUN, Problem
+from dsir_metric.register.state import State
 from dsir_metric.represent import Representer, represent_pair
+from dsir_metric.represent.foreground import foreground
 
 __all__ = ["register"]
 
-Matrix = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
-_LINEAR_MM = 4.0  # voxel size, at least, of the rigid and affine stages
-_LINEAR_POINTS = 40_000
-_SHARE = {"represent": 0.3, "centre": 0.02, "search": 0.13, "rigid": 0.05, "affine": 0.05, "deformable": 0.45}
+_LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
+_SHARE: dict[str, float] = {
+    "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
+}  # fmt: skip
 
 
 def register(
@@ -57,7 +55,7 @@ def register(
     fixed_mask : sitk.Image, optional
         Where the metric counts, on the grid of `fixed`; the bright body of `fixed` by default.
     moving_mask : sitk.Image, optional
-        Points that map outside it do not count; any grid.
+        Points that map outside it do not count; on the grid of `moving`.
     initial_transform : sitk.Transform, optional
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
     on_progress : callable, optional
@@ -72,187 +70,139 @@ def register(
     ShapeError, GeometryError, DataError
         If an image or mask is unusable.
     RegistrationError
-        If the images do not overlap and no stage that could bring them together is allowed.
+        If the images do not overlap and the stages cannot bring them together.
     """
-    run = _Run(config or RegisterConfig(), on_progress or (lambda _: None))
-    started = time.perf_counter()
-    if run.config.threads is not None:
-        numba.set_num_threads(min(run.config.threads, numba.config.NUMBA_NUM_THREADS))
+    config = config or RegisterConfig()
+    if config.threads is not None:
+        numba.set_num_threads(min(config.threads, numba.get_num_threads()))
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
-    run.represent(fixed, moving, fixed_mask, moving_mask)
-    run.start_from(initial_transform)
-    for name in run.config.stages:
-        run.stage(name)
-    return run.result(Grid.of(fixed), time.perf_counter() - started)
+    clock = _Clock(config.stages, on_progress or (lambda _: None))
+    state = _start(initial_transform)
+    with clock.stage("represent"):
+        problem = _prepare(fixed, moving, config, fixed_mask, moving_mask, state)
+    guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
+    if guard.overlap(state) == 0.0 and "centre" not in config.stages:
+        raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
+    reports = []
+    for name in config.stages:
+        state, report = _stage(name, problem, guard, state, clock)
+        reports.append(report)
+    if guard.overlap(state) == 0.0:
+        raise RegistrationError("no stage made the images overlap; give an initial transform that does")
+    transform, grid = state.transform(problem.pivot_mm), Grid.of(fixed)
+    details = {
+        "overlap": guard.overlap(state),
+        "jacobian": _field(transform, grid).jacobian_statistics(),
+        "working_spacing_mm": problem.levels[-1].spacing_mm,
+        "fixed_representation": dict(problem.levels[-1].fixed.provenance),
+        "moving_representation": dict(problem.levels[-1].moving.provenance),
+        "seconds": clock.seconds,
+        "config": to_dict(config),
+        "versions": _versions(),
+    }
+    clock.finish()
+    return RegistrationResult(transform, grid, tuple(reports), details)
 
 
-@dataclass
-class _State:
-    """Where the registration stands: x -> rest(linear(x + u(x)))."""
+class _Clock:
+    """Times the stages and tells how far the whole has come; a context manager around each stage."""
 
-    linear: Matrix
-    displacement: sitk.BSplineTransform | None = None
-
-    def transform(self, centre_mm: NDArray[np.float64]) -> sitk.CompositeTransform:
-        """ITK composite: what was added last is applied first."""
-        parts: list[sitk.Transform] = [as_affine(self.linear, centre_mm)]
-        if self.displacement is not None:
-            parts.append(self.displacement)
-        return sitk.CompositeTransform(parts)
-
-
-class _Run:
-    """One registration under way."""
-
-    def __init__(self, config: RegisterConfig, on_progress: OnProgress) -> None:
-        self.config, self.on_progress = config, on_progress
-        self.reports: list[StageReport] = []
+    def __init__(self, stages: tuple[Stage, ...], on_progress: OnProgress) -> None:
+        names = ("represent", *stages)
+        whole = sum(_SHARE[n] for n in names)
+        self._share = {n: _SHARE[n] / whole for n in names}
+        self._on_progress, self._done, self._name = on_progress, 0.0, "represent"
+        self._started = self._begin = time.perf_counter()
         self.seconds: dict[str, float] = {}
-        self.done = 0.0
-        names = ("represent", *config.stages)
-        total = sum(_SHARE[n] for n in names)
-        self.share = {n: _SHARE[n] / total for n in names}
 
-    def tell(self, stage: str, fraction: float, metric: float | None = None) -> None:
-        """Report progress inside a stage."""
-        self.on_progress(Progress(stage, min(self.done + self.share[stage] * fraction, 1.0), metric))
+    def stage(self, name: str) -> _Clock:
+        """The clock, set to a stage."""
+        self._name = name
+        return self
 
-    def represent(
-        self, fixed: sitk.Image, moving: sitk.Image, fixed_mask: sitk.Image | None, moving_mask: sitk.Image | None
-    ) -> None:
-        """Represent both scans once and build the levels."""
-        config, begin = self.config, time.perf_counter()
-        self.tell("represent", 0.0)
-        representer = Representer(config.model, config.device, config.threads)
-        pair = represent_pair(
-            fixed,
-            moving,
-            representer,
-            spacing_mm=config.spacing_mm,
-            fixed_intensity=config.fixed_intensity,
-            moving_intensity=config.moving_intensity,
-        )
-        grid = pair[0].grid
-        mask = foreground(fixed, grid) if fixed_mask is None else _on(grid, fixed_mask)
-        self.moving_body = foreground(moving, pair[1].grid) if moving_mask is None else _on(pair[1].grid, moving_mask)
-        self.levels = pyramid(Level(*pair, mask, moving_mask))
-        linear = [lv for lv in self.levels if lv.spacing_mm >= _LINEAR_MM / 1.5][-1:] or self.levels[-1:]
-        self.linear_level = linear[0]
-        self.guard = Guard(self._metric(self.linear_level, _LINEAR_POINTS), pair[1].grid)
-        self.pivot = middle(mask)
-        self.seconds["represent"] = time.perf_counter() - begin
-        self.done += self.share["represent"]
+    def __enter__(self) -> _Clock:
+        self._begin = time.perf_counter()
+        self.tell(0.0, None)
+        return self
 
-    def start_from(self, initial: sitk.Transform | None) -> None:
-        """Take over an initial transform."""
-        matrix = np.eye(4) if initial is None else affine_matrix(initial)
-        self.state = _State(matrix)
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._name] = time.perf_counter() - self._begin
+        self._done += self._share[self._name]
 
-    def _metric(self, level: Level, points: int) -> CosineMetric:
-        """The metric of a level on about `points` of its masked voxels."""
-        inside = int(np.count_nonzero(sitk.GetArrayViewFromImage(level.fixed_mask)))
-        share = min(1.0, points / max(inside, 1))
-        sampling = Sampling("none") if share == 1.0 else Sampling("random", share, self.config.seed)
-        return CosineMetric(
-            level.fixed, level.moving, fixed_mask=level.fixed_mask, moving_mask=level.moving_mask, sampling=sampling
-        )
+    def tell(self, fraction: float, metric: float | None) -> None:
+        """Report `fraction` of the current stage."""
+        overall = self._done + self._share[self._name] * min(fraction, 1.0)
+        self._on_progress(Progress(self._name, min(overall, 1.0), metric))
 
-    def stage(self, name: str) -> None:
-        """Run one stage and keep its outcome unless the guard objects."""
-        begin, trace = time.perf_counter(), list[float]()
-        self.tell(name, 0.0)
-        before = self.guard_points(self.state)
-        found, remark = getattr(self, f"_{name}")(trace)
-        after = self.guard_points(found)
-        unchanged = found is self.state
-        objection = None if unchanged else self.guard.objection(before, after, found.linear)
-        scores = self.guard.score(before), self.guard.score(after)
-        if objection is None:
-            self.state = found
-        seconds = time.perf_counter() - begin
-        self.reports.append(
-            StageReport(name, objection is None, f"undone: {objection}" if objection else remark, *scores, seconds, tuple(trace))
-        )
-        self.seconds[name] = seconds
-        self.done += self.share[name]
+    def finish(self) -> None:
+        """Add the total and report the end."""
+        self.seconds["total"] = time.perf_counter() - self._started
+        self._on_progress(Progress("done", 1.0))
 
-    def guard_points(self, state: _State) -> NDArray[np.float64]:
-        """The guard's points under `state`, LPS mm."""
-        points = self.guard.points_mm
-        if state.displacement is not None:
-            points = point_map(state.displacement).map(points)
-        return points @ state.linear[:3, :3].T + state.linear[:3, 3]
 
-    def _centre(self, trace: list[float]) -> tuple[_State, str]:
-        level = self.levels[0]
-        matrix = centre(level, self._metric(level, 4000), self.state.linear, self.moving_body)
-        return (self.state if matrix is self.state.linear else _State(matrix)), ""
+def _start(initial: sitk.Transform | None) -> State:
+    """A linear initial transform is taken apart, so that it can be improved; another one is kept behind."""
+    if initial is None:
+        return State()
+    return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
-    def _search(self, trace: list[float]) -> tuple[_State, str]:
-        level, config = self.levels[0], self.config.search
-        matrix = search(level, self._metric(level, config.points), self.state.linear, config)
-        return (self.state if matrix is self.state.linear else _State(matrix)), ""
 
-    def _rigid(self, trace: list[float]) -> tuple[_State, str]:
-        return self._fit(as_rigid(self.state.linear, self.pivot), "rigid", trace), ""
-
-    def _affine(self, trace: list[float]) -> tuple[_State, str]:
-        return self._fit(as_affine(self.state.linear, self.pivot), "affine", trace), ""
-
-    def _fit(self, transform: sitk.Transform, name: str, trace: list[float]) -> _State:
-        levels = list(dict.fromkeys((id(self.levels[0]), id(self.linear_level))))
-        for step, level in enumerate(lv for lv in self.levels if id(lv) in levels):
-
-            def watch(value: float, step: int = step) -> None:
-                trace.append(value)
-                self.tell(name, min(step / 2 + len(trace) / 200, 1.0), value)
-
-            transform, _ = fit(self._metric(level, _LINEAR_POINTS), transform, 100, watch)
-        return _State(affine_matrix(transform))
-
-    def _deformable(self, trace: list[float]) -> tuple[_State, str]:
-        def watch(fraction: float, value: float) -> None:
-            trace.append(value)
-            self.tell("deformable", fraction, value)
-
-        domain = self.levels[-1].fixed.grid.padded(1)
-        displacement, remarks = deform(self.levels, self.state.linear, domain, self.config.deformable, watch)
-        return _State(self.state.linear, displacement), "; ".join(remarks)
-
-    def result(self, grid: Grid, seconds: float) -> RegistrationResult:
-        """Everything, put together."""
-        transform = self.state.transform(self.pivot)
-        inside = self.guard.overlap(self.guard_points(self.state))
-        if inside == 0.0:
-            raise RegistrationError(
-                "the images do not overlap: use the centre stage, or give an initial transform that brings them together"
+def _prepare(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    config: RegisterConfig,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    start: State,
+) -> Problem:
+    """Represent both scans once and build the levels."""
+    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
+        if mask is not None and not Grid.of(mask).matches(Grid.of(image)):
+            raise GeometryError(
+                f"the {name} mask lies on another grid than the {name} image; resample it onto that one"
             )
-        finest = self.levels[-1]
-        jacobian = _field(transform, grid).jacobian_statistics()
-        self.on_progress(Progress("done", 1.0))
-        details: dict[str, object] = {
-            "undone": [r.name for r in self.reports if not r.kept],
-            "overlap": inside,
-            "jacobian": jacobian,
-            "working_spacing_mm": finest.spacing_mm,
-            "fixed_representation": dict(finest.fixed.provenance),
-            "moving_representation": dict(finest.moving.provenance),
-            "seconds": {**self.seconds, "total": seconds},
-            "config": to_dict(self.config),
-            "versions": _versions(),
-        }
-        return RegistrationResult(transform, grid, tuple(self.reports), details)
+    pair = represent_pair(
+        fixed,
+        moving,
+        Representer(config.model, config.device, config.threads),
+        spacing_mm=config.spacing_mm,
+        fixed_intensity=config.fixed_intensity,
+        moving_intensity=config.moving_intensity,
+    )
+    mask = _body(fixed, fixed_mask, pair[0].grid)
+    levels = pyramid(Level(*pair, mask, moving_mask, start.after))
+    linear_level = next((lv for lv in reversed(levels) if lv.spacing_mm >= _LINEAR_MM), levels[0])
+    return Problem(levels, linear_level, _body(moving, moving_mask, pair[1].grid), middle(mask), config)
+
+
+def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Clock) -> tuple[State, StageReport]:
+    """Run one stage; what it found is kept unless the guard objects."""
+    trace: list[float] = []
+
+    def report(fraction: float, metric: float) -> None:
+        trace.append(metric)
+        clock.tell(fraction, metric)
+
+    with clock.stage(name):
+        found, remark = RUN[name](problem, state, report)
+        objection = None if found is state else guard.objection(state, found)
+    scores = guard.score(state), guard.score(found)
+    remark = remark if objection is None else f"undone: {objection}"
+    outcome = StageReport(name, objection is None, remark, *scores, clock.seconds[name], tuple(trace))
+    return (found if outcome.kept else state), outcome
+
+
+def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid) -> sitk.Image:
+    """The given mask, nearest neighbour, or else the foreground of the image; on `grid`."""
+    if mask is None:
+        return foreground(image, grid)
+    return sitk.Resample(sitk.Cast(mask != 0, sitk.sitkUInt8), grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
 def _field(transform: sitk.Transform, grid: Grid) -> DisplacementField:
     points = grid.points_mm()
     moved = point_map(transform).map(points.reshape(-1, 3)).reshape(points.shape)
     return DisplacementField(moved - points, grid)
-
-
-def _on(grid: Grid, mask: sitk.Image) -> sitk.Image:
-    """A mask, nearest neighbour, on `grid`."""
-    return sitk.Resample(sitk.Cast(mask != 0, sitk.sitkUInt8), grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
 
 def _versions() -> dict[str, str]:

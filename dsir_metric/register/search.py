@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -12,89 +13,88 @@ from dsir_metric.metric import CosineMetric
 from dsir_metric.register.config import SearchConfig
 from dsir_metric.register.linear import affine_matrix, as_rigid, fit
 from dsir_metric.register.pair import Level
+from dsir_metric.register.state import Matrix, Points, mapped
 
-__all__ = ["agreement", "centre", "search"]
+__all__ = ["centred", "middle", "searched"]
 
-Matrix = NDArray[np.float64]
-
-
-def agreement(metric: CosineMetric, mapped_mm: NDArray[np.float64]) -> float:
-    """Mean cosine over all sample points, in which one that leaves the moving image or its mask counts 0."""
-    return float(metric.agreements(mapped_mm[None])[0])
+_REFINEMENTS = 30  # iterations of the fit from each chosen candidate
+_CLEARLY = 0.02  # gain in mean cosine that is worth leaving the given header for
 
 
-def mapped(matrix: Matrix, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (n, 3) under a 4 x 4 matrix."""
-    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def middle(mask: sitk.Image) -> NDArray[np.float64]:
+def middle(mask: sitk.Image) -> Points:
     """Centroid of a mask, LPS mm."""
     z, y, x = (k.mean() for k in np.nonzero(sitk.GetArrayViewFromImage(mask)))
     return np.array(mask.TransformContinuousIndexToPhysicalPoint((float(x), float(y), float(z))))
 
 
-def centre(level: Level, metric: CosineMetric, start: Matrix, moving_body: sitk.Image) -> Matrix:
+def centred(level: Level, metric: CosineMetric, start: Matrix, pivot_mm: Points, moving_body: sitk.Image) -> Matrix:
     """The best of `start` and of the two shifts that bring image centres or foreground centroids together.
 
     The images stay where they are unless a shift agrees clearly better, so that a good header is not spoilt.
     """
-    best, score = start, agreement(metric, mapped(start, metric.points_mm)) + 0.02
-    pairs = (
-        (level.fixed.grid.centre_mm, level.moving.grid.centre_mm),
-        (middle(level.fixed_mask), middle(moving_body)),
-    )
-    for here, there in pairs:
-        candidate = start.copy()
-        candidate[:3, 3] += there - mapped(start, here)
-        value = agreement(metric, mapped(candidate, metric.points_mm))
-        if value > score:
-            best, score = candidate, value
-    return best
+    candidates = [start]
+    for here, there in ((level.fixed.grid.centre_mm, level.moving.grid.centre_mm), (pivot_mm, middle(moving_body))):
+        shifted = start.copy()
+        shifted[:3, 3] += there - mapped(start, here)
+        candidates.append(shifted)
+    values = _agreements(metric, candidates)
+    values[0] += _CLEARLY
+    return candidates[int(np.argmax(values))]
 
 
-def search(level: Level, metric: CosineMetric, start: Matrix, config: SearchConfig) -> Matrix:
+def searched(
+    metric: CosineMetric,
+    start: Matrix,
+    pivot_mm: Points,
+    config: SearchConfig,
+    on_progress: Callable[[float, float], None],
+) -> Matrix:
     """Rigid 4 x 4 matrix with the best agreement among a lattice of rotations and translations about `start`.
 
     Every candidate is judged on the metric's points; the best few, apart from one another, are refined by a rigid fit.
     """
-    pivot = middle(level.fixed_mask)
     points = metric.points_mm
-    turns = _lattice(config.rotation_deg, config.rotation_step_deg)
-    shifts = _lattice(config.translation_mm, config.translation_step_mm)
-    offsets = np.array(list(product(shifts, repeat=3)))
-    scored: list[tuple[float, Matrix]] = []
-    for angles in product(turns, repeat=3):
-        turn = sitk.Euler3DTransform(pivot.tolist(), *np.deg2rad(angles).tolist())
-        turned = start @ affine_matrix(turn)
-        candidates = np.tile(turned, (len(offsets), 1, 1))
-        candidates[:, :3, 3] += offsets
-        values = metric.agreements(mapped(turned, points) + offsets[:, None])
-        scored += zip(values.tolist(), candidates, strict=True)
-    best, score = start, agreement(metric, mapped(start, points))
-    for matrix in _apart(scored, points, config):
-        refined = affine_matrix(fit(metric, as_rigid(matrix, pivot), 30)[0])
-        value = agreement(metric, mapped(refined, points))
-        if value > score:
-            best, score = refined, value
-    return best
+    turns = list(product(_lattice(config.rotation_deg, config.rotation_step_deg), repeat=3))
+    shifts = np.array(list(product(_lattice(config.translation_mm, config.translation_step_mm), repeat=3)))
+    values, matrices = np.empty((len(turns), len(shifts))), []
+    for k, angles in enumerate(turns):
+        turn = sitk.Euler3DTransform(pivot_mm.tolist(), *np.deg2rad(angles).tolist())
+        matrices.append(start @ affine_matrix(turn))
+        values[k] = metric.agreements(mapped(matrices[-1], points) + shifts[:, None])
+        on_progress((k + 1) / len(turns), -float(values[: k + 1].max()))
+    few = _apart(values, matrices, shifts, points, config)
+    best = [start, *(affine_matrix(fit(metric, as_rigid(m, pivot_mm), _REFINEMENTS)) for m in few)]
+    return best[int(np.argmax(_agreements(metric, best)))]
+
+
+def _agreements(metric: CosineMetric, matrices: list[Matrix]) -> NDArray[np.float64]:
+    return metric.agreements(np.stack([mapped(m, metric.points_mm) for m in matrices]))
 
 
 def _lattice(half: float, step: float) -> NDArray[np.float64]:
     count = int(half / step + 1e-9)
-    return np.arange(-count, count + 1) * step
+    return np.arange(-count, count + 1, dtype=float) * step
 
 
-def _apart(scored: list[tuple[float, Matrix]], points: NDArray[np.float64], config: SearchConfig) -> list[Matrix]:
+def _apart(
+    values: NDArray[np.float64],
+    matrices: list[Matrix],
+    shifts: NDArray[np.float64],
+    points: Points,
+    config: SearchConfig,
+) -> list[Matrix]:
     """The best candidates that differ from each better one by more than a translation step on average."""
-    kept: list[NDArray[np.float64]] = []
-    matrices: list[Matrix] = []
+    kept: list[Points] = []
+    chosen: list[Matrix] = []
     few = points[:: max(1, len(points) // 50)]
-    for _, matrix in sorted(scored, key=lambda pair: -pair[0]):
-        moved = mapped(matrix, few)
+    for flat in np.argsort(-values, axis=None, kind="stable"):
+        turn, shift = divmod(int(flat), len(shifts))
+        moved = mapped(matrices[turn], few) + shifts[shift]
         if all(np.linalg.norm(moved - k, axis=1).mean() > config.translation_step_mm for k in kept):
             kept.append(moved)
-            matrices.append(matrix)
-        if len(matrices) == config.candidates:
+            candidate = matrices[turn].copy()
+            candidate[:3, 3] += shifts[shift]
+            chosen.append(candidate)
+        if len(chosen) == config.candidates:
             break
-    return matrices
+    return chosen

@@ -88,9 +88,7 @@ def _load(path: Path) -> tuple[MasrNet, dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`") from error
     except Exception as error:  # whatever unpickling damaged bytes raises
         raise ModelFileError(f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric train`") from error
     try:

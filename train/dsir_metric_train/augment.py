@@ -56,7 +56,8 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -
     """A smooth random field in [-1, 1] on `shape` (z, y, x), drawn on `cells` nodes an axis."""
     coarse = rng.uniform(-1, 1, (cells,) * 3).astype(np.float32)
     grid = np.meshgrid(*[np.linspace(0, cells - 1, n, dtype=np.float32) for n in shape], indexing="ij")
-    return ndimage.map_coordinates(coarse, grid, order=1, mode="nearest")
+    field: Volume = ndimage.map_coordinates(coarse, grid, order=1, mode="nearest")
+    return field
 
 
 def random_appearance(rng: np.random.Generator, image: Volume, rule: Appearance, *, curve: bool = True) -> Volume:

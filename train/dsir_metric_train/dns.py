@@ -41,10 +41,10 @@ def neighbours(h: Tensor, dilation: int) -> list[Tensor]:
 
 
 def relations(h: Tensor, dilation: int, epsilon: float) -> list[Tensor]:
-    """Twelve self-similarities a voxel and channel: exp(-d / sigma^2), d the squared difference of a pair of neighbours.
+    """Twelve self-similarities a voxel and channel: exp(-d / sigma^2), d the squared difference of two neighbours.
 
-    sigma^2 is the mean of the twelve distances at the voxel (plus `epsilon`). It is had without storing them: with m and
-    r the half sum and half difference of the two neighbours on an axis,
+    sigma^2 is the mean of the twelve distances at the voxel (plus `epsilon`). It is had without storing them: with m
+    and r the half sum and half difference of the two neighbours on an axis,
     sum d = 4 [(mx-my)^2 + (mx-mz)^2 + (my-mz)^2 + 2 (rx^2 + ry^2 + rz^2)].
 
     Parameters

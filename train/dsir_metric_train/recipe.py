@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.augment import Appearance
@@ -130,10 +131,11 @@ class Recipe:
         both = self.optimisation.both_views
         return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm)
 
-    def shares(self) -> np.ndarray:
+    def shares(self) -> NDArray[np.float64]:
         """Probability of each source."""
         weights = np.array([s.weight for s in self.sources])
-        return weights / weights.sum()
+        shares: NDArray[np.float64] = weights / weights.sum()
+        return shares
 
     def manifest(self, root: Path) -> list[dict[str, str]]:
         """One line a file for the model card: what was read, whence, under which licence."""

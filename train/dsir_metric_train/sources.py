@@ -88,7 +88,8 @@ class Placement:
     ) -> Volume:
         """The crop whose voxel i lies at centre + matrix (i - middle), in voxels of `volume` (z, y, x)."""
         offset = centre - matrix @ self.middle
-        return ndimage.affine_transform(volume, matrix, offset, (self.crop,) * 3, order=order, cval=0.0)
+        crop: Volume = ndimage.affine_transform(volume, matrix, offset, (self.crop,) * 3, order=order, cval=0.0)
+        return crop
 
     def cut_both(
         self,
@@ -113,7 +114,9 @@ def _rotation(rng: np.random.Generator, largest_deg: float) -> NDArray[np.float6
 class Source(Protocol):
     """Anything that draws views; the same generator state draws the same views."""
 
-    def draw(self, rng: np.random.Generator) -> Views: ...
+    def draw(self, rng: np.random.Generator) -> Views:
+        """Two views of a random anatomy."""
+        ...
 
 
 def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -181,6 +184,7 @@ class Scans:
             self.volumes.append((fine, ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()))
 
     def draw(self, rng: np.random.Generator) -> Views:
+        """A random crop of a random scan, and the same place of the same scan changed in appearance."""
         fine, coarse = self.volumes[int(rng.integers(len(self.volumes)))]
         matrix, warp = self.placement.draw(rng)
         volume, unit = (coarse, 2.0) if np.linalg.norm(matrix[0]) > 1.5 else (fine, 1.0)
@@ -210,12 +214,13 @@ class LabelMaps:
         self.maps = [_isotropic(sitk.ReadImage(str(f)), 1.0, labels=True).astype(np.int16) for f in files]
 
     def draw(self, rng: np.random.Generator) -> Views:
+        """A random crop of a random map, painted twice."""
         labels = self.maps[int(rng.integers(len(self.maps)))]
         matrix, warp = self.placement.draw(rng)
-        crops = self.placement.cut_both(labels, _inside(rng, labels), matrix, warp, order=0)
+        first, second = self.placement.cut_both(labels, _inside(rng, labels), matrix, warp, order=0)
         if self.strip_above and rng.uniform() < 0.5:
-            crops = tuple(np.where(c >= self.strip_above, 0, c) for c in crops)
-        return _paint_both(rng, *crops, self.appearance, warp)
+            first, second = (np.where(c >= self.strip_above, 0, c) for c in (first, second))
+        return _paint_both(rng, first, second, self.appearance, warp)
 
 
 class Shapes:
@@ -232,6 +237,7 @@ class Shapes:
         self.placement, self.appearance = placement, appearance
 
     def draw(self, rng: np.random.Generator) -> Views:
+        """New random shapes, painted twice."""
         _, warp = self.placement.draw(rng)
         nodes = int(rng.integers(7, 20))
         step = np.eye(3) * (nodes - 1) / (1.6 * self.placement.crop)
@@ -258,13 +264,13 @@ def _inside(rng: np.random.Generator, volume: NDArray[np.generic]) -> NDArray[np
 
 
 def _paint_both(
-    rng: np.random.Generator, first: NDArray[np.int16], second: NDArray[np.int16], appearance: Appearance, warp: Affine
+    rng: np.random.Generator, first: NDArray[np.number], second: NDArray[np.number], appearance: Appearance, warp: Affine
 ) -> Views:
     """Views of two label crops; each region gets a mean and a texture of its own in each view."""
     return Views(_paint(rng, first, appearance), _paint(rng, second, appearance), first > 0, warp)
 
 
-def _paint(rng: np.random.Generator, labels: NDArray[np.int16], appearance: Appearance) -> Volume:
+def _paint(rng: np.random.Generator, labels: NDArray[np.number], appearance: Appearance) -> Volume:
     values, inverse = np.unique(labels, return_inverse=True)
     mean = rng.uniform(0.05, 1, values.size).astype(np.float32)
     same = rng.uniform(size=values.size) < 0.1  # now and then two tissues look alike

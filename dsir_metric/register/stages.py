@@ -1,0 +1,110 @@
+"""The stages of a registration, each a function from one state to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import SimpleITK as sitk
+
+from dsir_metric.register.config import RegisterConfig, Stage
+from dsir_metric.register.deformable import deform
+from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
+from dsir_metric.register.pair import Level
+from dsir_metric.register.search import centred, searched
+from dsir_metric.register.state import Points, State
+
+__all__ = ["RUN", "Problem", "Report"]
+
+LINEAR_POINTS = 40_000
+_LINEAR_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be registered.
+
+    Parameters
+    ----------
+    levels : list of Level
+        Coarse to fine.
+    linear_level : Level
+        The finest one the linear stages look at.
+    moving_body : sitk.Image
+        Foreground of the moving image.
+    pivot_mm : ndarray, shape (3,)
+        Centroid of the foreground of the fixed image, where rotations turn.
+    config : RegisterConfig
+    """
+
+    levels: list[Level]
+    linear_level: Level
+    moving_body: sitk.Image
+    pivot_mm: Points
+    config: RegisterConfig
+
+
+class Report(Protocol):
+    """Receives how far a stage has come, in [0, 1], and the metric."""
+
+    def __call__(self, fraction: float, metric: float) -> None:
+        """Report."""
+        ...
+
+
+StageFunction = Callable[[Problem, State, Report], tuple[State, str]]
+
+
+def _centre(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    level = problem.levels[0]
+    metric = level.metric(4000, problem.config.seed)
+    return _with_linear(state, centred(level, metric, state.linear, problem.pivot_mm, problem.moving_body)), ""
+
+
+def _search(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    config = problem.config.search
+    metric = problem.levels[0].metric(config.points, problem.config.seed)
+    return _with_linear(state, searched(metric, state.linear, problem.pivot_mm, config, report)), ""
+
+
+def _rigid(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    return _fitted(problem, state, as_rigid(state.linear, problem.pivot_mm), report), ""
+
+
+def _affine(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    return _fitted(problem, state, as_affine(state.linear, problem.pivot_mm), report), ""
+
+
+def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    displacement, remark = deform(problem.levels, state.linear, problem.config.deformable, report)
+    return replace(state, displacement=displacement), remark
+
+
+def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: Report) -> State:
+    """A linear transform fitted at the coarsest level, then at the finest linear one."""
+    levels = [problem.levels[0], problem.linear_level]
+    for k, level in enumerate(levels):
+        steps = 0
+
+        def watch(value: float, k: int = k) -> None:
+            nonlocal steps
+            steps += 1
+            report((k + steps / _LINEAR_ITERATIONS) / len(levels), value)
+
+        metric = level.metric(LINEAR_POINTS, problem.config.seed)
+        transform = fit(metric, transform, _LINEAR_ITERATIONS, watch)
+    return _with_linear(state, affine_matrix(transform))
+
+
+def _with_linear(state: State, matrix: Points) -> State:
+    return state if matrix is state.linear else replace(state, linear=matrix)
+
+
+RUN: dict[Stage, StageFunction] = {
+    "centre": _centre,
+    "search": _search,
+    "rigid": _rigid,
+    "affine": _affine,
+    "deformable": _deformable,
+}

@@ -1,0 +1,50 @@
+"""Where a registration stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.metric.transforms import point_map
+from dsir_metric.register.linear import as_affine
+
+__all__ = ["State", "mapped"]
+
+Matrix = NDArray[np.float64]
+Points = NDArray[np.float64]
+
+
+def mapped(matrix: Matrix, points_mm: Points) -> Points:
+    """Points (n, 3) under a 4 x 4 matrix."""
+    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The map x -> after(linear(x + u(x))) from fixed to moving, LPS mm.
+
+    Parameters
+    ----------
+    linear : ndarray, shape (4, 4)
+    displacement : sitk.BSplineTransform, optional
+        x -> x + u(x).
+    after : sitk.Transform, optional
+        An initial transform that is no linear one; it is kept as it came.
+    """
+
+    linear: Matrix = field(default_factory=lambda: np.eye(4))
+    displacement: sitk.BSplineTransform | None = None
+    after: sitk.Transform | None = None
+
+    def map(self, points_mm: Points) -> Points:
+        """Points (n, 3) under the part that the stages change, that is, all but `after`."""
+        moved = points_mm if self.displacement is None else point_map(self.displacement).map(points_mm)
+        return mapped(self.linear, moved)
+
+    def transform(self, centre_mm: Points) -> sitk.CompositeTransform:
+        """The whole map as an ITK composite, whose parts apply last to first; the affine turns about `centre_mm`."""
+        parts = [self.after, as_affine(self.linear, centre_mm), self.displacement]
+        return sitk.CompositeTransform([p for p in parts if p is not None])
