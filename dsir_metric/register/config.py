@@ -21,23 +21,29 @@ class SearchConfig:
     ----------
     rotation_deg, rotation_step_deg : float
         Half width and step of the lattice of Euler angles, each axis.
-    translation_mm, translation_step_mm : float
-        Half width and step of the lattice of translations, each axis.
+    translation_mm : float
+        Half width of the lattice of translations, each axis; less where it would exceed a quarter of the fixed image.
+    translation_steps : int
+        Steps of that lattice from its middle to either end.
     points : int
         Foreground points each candidate is judged on.
     candidates : int
-        Best candidates that are refined by a rigid optimisation before the best of all is taken.
+        Best candidates that are refined by a rigid optimisation.
+    significance : float
+        The best of them is taken only if its mean cosine exceeds that of the refined start by this many standard
+        deviations of the mean cosine over the whole lattice: of many wrong poses one always looks good.
     """
 
     rotation_deg: float = 24.0
     rotation_step_deg: float = 12.0
     translation_mm: float = 24.0
-    translation_step_mm: float = 12.0
+    translation_steps: int = 2
     points: int = 800
     candidates: int = 6
+    significance: float = 3.0
 
     def __post_init__(self) -> None:
-        if min(self.rotation_step_deg, self.translation_step_mm) <= 0 or min(self.points, self.candidates) < 1:
+        if self.rotation_step_deg <= 0 or min(self.translation_steps, self.points, self.candidates) < 1:
             raise ConfigError("search steps, points and candidates are positive")
 
 

@@ -13,6 +13,8 @@ from dsir_metric.represent.representation import Representation
 
 __all__ = ["Level", "pyramid"]
 
+_COARSEST_MM = 5.0
+
 
 @dataclass(frozen=True)
 class Level:
@@ -59,12 +61,13 @@ class Level:
         )
 
 
-def pyramid(finest: Level, coarsest_mm: float = 7.0) -> list[Level]:
-    """Levels from coarse to fine, each of half the voxel size, down to `finest`; the coarsest near `coarsest_mm`."""
+def pyramid(finest: Level) -> list[Level]:
+    """Levels from coarse to fine, each of half the voxel size, down to `finest`.
+
+    The coarsest has voxels of 5 to 10 mm, or smaller ones where an image would have fewer than 12 along an edge.
+    """
     levels = [finest]
-    while (
-        levels[0].spacing_mm < coarsest_mm / 1.5 and min(levels[0].fixed.grid.size + levels[0].moving.grid.size) >= 16
-    ):
+    while levels[0].spacing_mm < _COARSEST_MM and min(*levels[0].fixed.grid.size, *levels[0].moving.grid.size) >= 24:
         levels.insert(0, levels[0].halved())
     return levels
 

@@ -43,28 +43,35 @@ def centred(level: Level, metric: CosineMetric, start: Matrix, pivot_mm: Points,
 
 
 def searched(
-    metric: CosineMetric,
+    level: Level,
     start: Matrix,
     pivot_mm: Points,
     config: SearchConfig,
-    on_progress: Callable[[float, float], None],
+    seed: int,
+    report: Callable[[float, float], None],
 ) -> Matrix:
     """Rigid 4 x 4 matrix with the best agreement among a lattice of rotations and translations about `start`.
 
-    Every candidate is judged on the metric's points; the best few, apart from one another, are refined by a rigid fit.
+    Every candidate is judged on a few points. The best, apart from one another, are refined by a rigid fit, and so is
+    `start`, from which only a clearly better one leads away (`SearchConfig.significance`).
     """
+    metric = level.metric(config.points, seed)
     points = metric.points_mm
+    reach_mm = min(config.translation_mm, 0.25 * float(level.fixed.grid.extent_mm.min()))
+    step_mm = reach_mm / config.translation_steps
     turns = list(product(_lattice(config.rotation_deg, config.rotation_step_deg), repeat=3))
-    shifts = np.array(list(product(_lattice(config.translation_mm, config.translation_step_mm), repeat=3)))
+    shifts = np.array(list(product(_lattice(reach_mm, step_mm), repeat=3)))
     values, matrices = np.empty((len(turns), len(shifts))), []
     for k, angles in enumerate(turns):
         turn = sitk.Euler3DTransform(pivot_mm.tolist(), *np.deg2rad(angles).tolist())
         matrices.append(start @ affine_matrix(turn))
         values[k] = metric.agreements(mapped(matrices[-1], points) + shifts[:, None])
-        on_progress((k + 1) / len(turns), -float(values[: k + 1].max()))
-    few = _apart(values, matrices, shifts, points, config)
-    best = [start, *(affine_matrix(fit(metric, as_rigid(m, pivot_mm), _REFINEMENTS)) for m in few)]
-    return best[int(np.argmax(_agreements(metric, best)))]
+        report((k + 1) / len(turns), -float(values[: k + 1].max()))
+    chosen = [start, *_apart(values, matrices, shifts, points, step_mm, config.candidates)]
+    refined = [affine_matrix(fit(metric, as_rigid(m, pivot_mm), _REFINEMENTS)) for m in chosen]
+    scores = _agreements(metric, refined)
+    scores[0] += config.significance * values.std()
+    return refined[int(np.argmax(scores))]
 
 
 def _agreements(metric: CosineMetric, matrices: list[Matrix]) -> NDArray[np.float64]:
@@ -81,20 +88,21 @@ def _apart(
     matrices: list[Matrix],
     shifts: NDArray[np.float64],
     points: Points,
-    config: SearchConfig,
+    apart_mm: float,
+    count: int,
 ) -> list[Matrix]:
-    """The best candidates that differ from each better one by more than a translation step on average."""
+    """The best `count` candidates whose points lie more than `apart_mm` from those of each better one on average."""
     kept: list[Points] = []
     chosen: list[Matrix] = []
     few = points[:: max(1, len(points) // 50)]
     for flat in np.argsort(-values, axis=None, kind="stable"):
         turn, shift = divmod(int(flat), len(shifts))
         moved = mapped(matrices[turn], few) + shifts[shift]
-        if all(np.linalg.norm(moved - k, axis=1).mean() > config.translation_step_mm for k in kept):
+        if all(np.linalg.norm(moved - k, axis=1).mean() > apart_mm for k in kept):
             kept.append(moved)
             candidate = matrices[turn].copy()
             candidate[:3, 3] += shifts[shift]
             chosen.append(candidate)
-        if len(chosen) == config.candidates:
+        if len(chosen) == count:
             break
     return chosen

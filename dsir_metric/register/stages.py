@@ -63,9 +63,8 @@ def _centre(problem: Problem, state: State, report: Report) -> tuple[State, str]
 
 
 def _search(problem: Problem, state: State, report: Report) -> tuple[State, str]:
-    config = problem.config.search
-    metric = problem.levels[0].metric(config.points, problem.config.seed)
-    return _with_linear(state, searched(metric, state.linear, problem.pivot_mm, config, report)), ""
+    level, config = problem.levels[0], problem.config
+    return _with_linear(state, searched(level, state.linear, problem.pivot_mm, config.search, config.seed, report)), ""
 
 
 def _rigid(problem: Problem, state: State, report: Report) -> tuple[State, str]:
