@@ -98,6 +98,13 @@ def test_spacing_out_of_range(representer: Representer, pair: PhantomPair, spaci
         represent_pair(pair.fixed, pair.moving, representer, spacing_mm=spacing)
 
 
+@pytest.mark.parametrize(("spacing", "size"), [(1000.0, r"\(1, 1, 1\)"), (0.05, r"\(3600, 3600, 3600\)")])
+def test_spacing_that_leaves_too_few_or_too_many_voxels(spacing: float, size: str) -> None:
+    grid = Grid((40, 40, 40), (4.5, 4.5, 4.5))
+    with pytest.raises(ConfigError, match=f"make the fixed scan {size} voxels"):
+        working_grids(grid, grid, spacing)
+
+
 def test_bad_scan_is_named(representer: Representer, pair: PhantomPair) -> None:
     with pytest.raises(DataError, match=r"^moving: "):
         represent_pair(pair.fixed, sitk.Image([8, 8, 8], sitk.sitkFloat32), representer)

@@ -16,7 +16,8 @@ from dsir_metric.represent.representer import Representer
 
 __all__ = ["MOST_VOXELS", "represent_pair", "working_grids"]
 
-MOST_VOXELS = 16_000_000
+MOST_VOXELS = 16_000_000  # where the spacing is chosen
+_LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
 # A Gaussian whose full width at half maximum turns a voxel of one size into a voxel of another.
 _SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))
 
@@ -54,7 +55,7 @@ def represent_pair(
     Raises
     ------
     ConfigError
-        If `spacing_mm` is not positive or an intensity rule is unknown.
+        If `spacing_mm` is out of range, see `working_grids`, or an intensity rule is unknown.
     DsirError
         What `Representer` raises.
 
@@ -82,6 +83,11 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
     spacing_mm : float or None
         Edge of the voxels, mm. None: the edge of a cube as large as a voxel of the coarser scan, or larger where a grid
         would have more than 16 million voxels.
+
+    Raises
+    ------
+    ConfigError
+        If `spacing_mm` is not positive, or leaves a scan a single slice, or more voxels than memory holds.
     """
     if spacing_mm is not None and not 0 < spacing_mm < np.inf:
         raise ConfigError(f"spacing_mm is {spacing_mm}; give a positive number of mm, or none to have it chosen")
@@ -93,7 +99,14 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
         _cube_edge(fixed.extent_mm, MOST_VOXELS),
         _cube_edge(box.extent_mm, MOST_VOXELS),
     )
-    return fixed.resampled(spacing), box.resampled(spacing)
+    grids = fixed.resampled(spacing), box.resampled(spacing)
+    for name, grid in zip(("fixed", "moving"), grids, strict=True):
+        if min(grid.size) < 2 or np.prod(grid.size, dtype=float) > _LIMIT_VOXELS:
+            raise ConfigError(
+                f"voxels of {spacing:g} mm make the {name} scan {grid.size} voxels; choose a spacing_mm that leaves "
+                f"2 or more along each axis and {_LIMIT_VOXELS // 1_000_000} million or fewer in all"
+            )
+    return grids
 
 
 def _cube_edge(edges_mm: ArrayLike, count: int) -> float:
