@@ -168,6 +168,8 @@ def test_an_image_in_memory_is_checked_the_same_way(volume: sitk.Image) -> None:
     assert io.check_image(sitk.Cast(volume, sitk.sitkInt16), "fixed").GetPixelID() == sitk.sitkFloat32
     with pytest.raises(DataError, match=r"^moving: all voxels are 0"):
         io.check_image(volume * 0, "moving")
+    with pytest.raises(DataError, match=r"^moving: is a ndarray; a sitk.Image is expected"):
+        io.check_image(sitk.GetArrayFromImage(volume), "moving")
 
 
 def test_labels_are_whole_numbers(tmp_path: Path, volume: sitk.Image) -> None:
@@ -187,6 +189,8 @@ def test_a_mask_fits_its_image_and_is_not_empty(tmp_path: Path, volume: sitk.Ima
         io.read_mask(write(volume > 1e6, tmp_path / "empty.nrrd"), grid)
     with pytest.raises(GeometryError, match="another grid"):
         io.read_mask(write(volume[1:, :, :] > 50, tmp_path / "cut.nrrd"), grid)
+    with pytest.raises(ShapeError, match=r"^fixed mask: has voxels of type vector"):
+        io.check_mask(sitk.Compose(volume, volume), grid, "fixed mask")
 
 
 @pytest.mark.parametrize("ending", ["h5", "tfm"])
@@ -205,6 +209,18 @@ def test_what_is_no_3d_transform_is_refused(tmp_path: Path, volume: sitk.Image) 
     sitk.WriteTransform(sitk.Euler2DTransform(), str(tmp_path / "flat.tfm"))
     with pytest.raises(ShapeError, match="2-D"):
         io.read_transform(tmp_path / "flat.tfm")
+    with pytest.raises(DataError, match=r"^start: is a str; a sitk.Transform is expected"):
+        io.check_transform("start.h5", "start")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, float("nan")])
+def test_a_transform_without_an_inverse_is_refused(scale: float) -> None:
+    flat = sitk.AffineTransform(3)
+    flat.SetMatrix([scale, 0, 0, 0, scale, 0, 0, 0, scale])
+    with pytest.raises(DataError, match="squeezes space flat"):
+        io.check_transform(flat, "start")
+    flat.SetMatrix([-1, 0, 0, 0, 1, 0, 0, 0, 0.1])
+    assert io.check_transform(flat, "start") is flat
 
 
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:

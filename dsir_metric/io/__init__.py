@@ -1,13 +1,15 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
 from dsir_metric.io.atomic import atomic, prepare_folder, write_json
-from dsir_metric.io.images import check_image, read_image, read_labels, read_mask, write_image
+from dsir_metric.io.images import check_image, check_mask, read_image, read_labels, read_mask, write_image
 from dsir_metric.io.registration import write_registration
-from dsir_metric.io.transforms import read_transform, write_transform
+from dsir_metric.io.transforms import check_transform, read_transform, write_transform
 
 __all__ = [
     "atomic",
     "check_image",
+    "check_mask",
+    "check_transform",
     "prepare_folder",
     "read_image",
     "read_labels",

@@ -13,7 +13,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.nifti import check_nifti
 
-__all__ = ["check_image", "read_image", "read_labels", "read_mask", "write_image"]
+__all__ = ["check_image", "check_mask", "read_image", "read_labels", "read_mask", "write_image"]
 
 _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 
@@ -97,15 +97,20 @@ def read_mask(path: str | Path, like: Grid) -> sitk.Image:
     GeometryError
         If the mask lies on another grid than `like`.
     """
-    image = _scalar_volume(_read(Path(path)), str(path))
+    return check_mask(_read(Path(path)), like, str(path))
+
+
+def check_mask(image: sitk.Image, like: Grid, name: str) -> sitk.Image:
+    """The checks of `read_mask` on a mask in memory; `name` begins the error messages. Gives it as uint8, 0 or 1."""
+    image = _scalar_volume(image, name)
     if not Grid.of(image).matches(like):
         raise GeometryError(
-            f"{path}: the mask lies on another grid (size {image.GetSize()}) than its image (size {like.size}); "
+            f"{name}: the mask lies on another grid (size {image.GetSize()}) than its image (size {like.size}); "
             "resample it, nearest neighbour, onto the image"
         )
     mask: sitk.Image = sitk.NotEqual(image, 0)
     if not sitk.GetArrayViewFromImage(mask).any():
-        raise DataError(f"{path}: the mask is empty; set the voxels that count, or leave the mask out")
+        raise DataError(f"{name}: the mask is empty; set the voxels that count, or leave the mask out")
     return mask
 
 
@@ -148,6 +153,8 @@ def _translated(error: RuntimeError, path: Path) -> DsirError:
 
 def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
     """The image, 3-D, with one real component and a sound geometry."""
+    if not isinstance(image, sitk.Image):
+        raise DataError(f"{name}: is a {type(image).__name__}; a sitk.Image is expected (read it with read_image)")
     size = image.GetSize()
     if image.GetDimension() == 4 and size[3] == 1:
         image = image[:, :, :, 0]

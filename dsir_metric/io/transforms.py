@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 
 from dsir_metric.errors import DataError, ShapeError
 from dsir_metric.io.atomic import atomic
 
-__all__ = ["read_transform", "write_transform"]
+__all__ = ["check_transform", "read_transform", "write_transform"]
+
+_LEAST_DETERMINANT = 1e-6
 
 
 def read_transform(path: str | Path) -> sitk.Transform:
@@ -23,7 +26,7 @@ def read_transform(path: str | Path) -> sitk.Transform:
     Raises
     ------
     DataError
-        If the file is missing or holds no transform.
+        If the file is missing or holds no transform, or a linear one that squeezes space flat or is not finite.
     ShapeError
         If the transform is not 3-D.
     """
@@ -34,9 +37,24 @@ def read_transform(path: str | Path) -> sitk.Transform:
         transform: sitk.Transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise DataError(f"{path}: holds no transform that ITK reads (.h5, .tfm, .txt, .mat, .xfm)") from error
+    return check_transform(transform, str(path))
+
+
+def check_transform(transform: sitk.Transform, name: str) -> sitk.Transform:
+    """The checks of `read_transform` on a transform in memory; `name` begins the error messages."""
+    if not isinstance(transform, sitk.Transform):
+        raise DataError(f"{name}: is a {type(transform).__name__}; a sitk.Transform is expected (see read_transform)")
     if transform.GetDimension() != 3:
-        raise ShapeError(f"{path}: the transform is {transform.GetDimension()}-D; a 3-D one is expected")
+        raise ShapeError(f"{name}: the transform is {transform.GetDimension()}-D; a 3-D one is expected")
+    if transform.IsLinear() and not _has_inverse(transform):
+        raise DataError(f"{name}: the transform squeezes space flat or is not finite; give one that has an inverse")
     return transform
+
+
+def _has_inverse(linear: sitk.Transform) -> bool:
+    corners = np.array([linear.TransformPoint(p) for p in np.eye(4, 3).tolist()])
+    edges = corners[:3] - corners[3]
+    return bool(np.all(np.isfinite(edges)) and abs(np.linalg.det(edges)) > _LEAST_DETERMINANT)
 
 
 def write_transform(transform: sitk.Transform, path: str | Path) -> None:
