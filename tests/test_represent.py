@@ -181,6 +181,11 @@ def test_unknown_intensity(representer: Representer) -> None:
         representer(scan((9, 8, 7)), "pet")
 
 
+def test_window_beside_the_intensities(representer: Representer) -> None:
+    with pytest.raises(DataError, match="nothing lies within the intensities 5000 to 6000"):
+        representer(scan((9, 8, 7)), "window:5000,6000")
+
+
 def test_network_that_diverged(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     representer = Representer(model_file, device="cpu")
 

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ConfigError, ModelFileError
+from dsir_metric.errors import ConfigError, DataError, ModelFileError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
 from dsir_metric.represent.card import ModelCard
@@ -105,7 +105,7 @@ class Representer:
         Raises
         ------
         ShapeError, GeometryError, DataError
-            See `dsir_metric.io.check_image`.
+            See `dsir_metric.io.check_image`; DataError also if the intensity rule leaves no contrast.
         ConfigError
             If `intensity` is unknown.
         ModelFileError
@@ -115,8 +115,14 @@ class Representer:
         grid = Grid.of(image)
         raw = np.ascontiguousarray(canonical_view(sitk.GetArrayViewFromImage(image), grid))
         rule = intensity if isinstance(intensity, IntensityRule) else self.rule(raw, intensity)
+        scaled = rule.apply(raw)
+        if scaled.min() == scaled.max():
+            raise DataError(
+                f"image: nothing lies within the intensities {rule.low:g} to {rule.high:g}; it has {raw.min():g} to "
+                f"{raw.max():g}: choose another intensity rule"
+            )
         values = np.empty((*grid.shape, self.card.channels), np.float32)
-        self._describe(self._features(rule.apply(raw)), canonical_view(values, grid))
+        self._describe(self._features(scaled), canonical_view(values, grid))
         return Representation(values, grid, self._provenance(rule))
 
     def rule(self, values: NDArray[np.float32], intensity: str = "auto") -> IntensityRule:
