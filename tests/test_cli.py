@@ -154,6 +154,11 @@ def _spoilt(value: float) -> Callable[[sitk.Image], sitk.Image]:
     return make
 
 
+def _shifted(image: sitk.Image, by_mm: float) -> sitk.Image:
+    image.SetOrigin([o + by_mm for o in image.GetOrigin()])
+    return image
+
+
 BAD: dict[str, tuple[Spoil, str]] = {
     "missing": (lambda f, d: [f["fixed"], d / "none.nii.gz"], "none.nii.gz: there is no such file"),
     "truncated": (_truncated, "is truncated or damaged"),
@@ -163,6 +168,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "NaN": (_moving(_spoilt(float("nan"))), "1 voxels are NaN or infinite"),
     "infinite": (_moving(_spoilt(float("inf"))), "1 voxels are NaN or infinite"),
     "constant": (_moving(lambda i: i * 0), "all voxels are 0"),
+    "no overlap": (
+        lambda f, d: [*_moving(lambda i: _shifted(i, 5000.0))(f, d), *QUICK, "--stages", "rigid"],
+        "the images do not overlap",
+    ),
     "empty mask": (_with("--fixed-mask", lambda i: i > 1e9), "the mask is empty"),
     "mask elsewhere": (_with("--fixed-mask", lambda i: i[1:, :, :] > 100), "lies on another grid"),
     "labels elsewhere": (
@@ -173,12 +182,17 @@ BAD: dict[str, tuple[Spoil, str]] = {
         ],
         "the labels lie on another grid",
     ),
+    "labels of another scan": (
+        _with("--moving-labels", lambda i: _shifted(sitk.Cast(i > 100, sitk.sitkUInt8), 5000.0)),
+        "no label lies within the moving scan",
+    ),
     "labels of one": (_with("--fixed-labels", lambda i: i > 100), "without moving labels"),
     "labels that are none": (_with("--moving-labels", lambda i: i), "labels are whole numbers"),
     "no transform": (_text("start.h5", "--initial-transform"), "holds no transform"),
     "no TOML": (_text("settings.toml", "--config"), "is no valid TOML"),
     "no model": (_text("model.onnx", "--model"), "model.onnx"),
     "absent model": (lambda f, d: [f["fixed"], f["moving"], "--model", "none"], "there is no model 'none'"),
+    "voxels too many": (lambda f, d: [f["fixed"], f["moving"], "--spacing", "0.05"], "make the fixed scan"),
     "unknown backend": (lambda f, d: [f["fixed"], f["moving"], "--backend", "none"], "backend 'none' is unknown"),
     "unknown stage": (lambda f, d: [f["fixed"], f["moving"], "--stages", "rigid,bend"], "bend"),
     "unknown intensity": (lambda f, d: [f["fixed"], f["moving"], "--intensity", "loud"], "loud"),
@@ -206,6 +220,24 @@ def test_an_unwritable_output_is_refused_before_anything_is_read(tmp_path: Path)
     (tmp_path / "file").touch()
     refused(call("register", "none.nii", "none.nii", "-o", tmp_path / "file"), "file: cannot be written to")
     refused(call("represent", "none.nii", "-o", tmp_path / "file" / "x.nrrd"), "file: cannot be written to")
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(path: Path) -> sitk.Image:
+        raise MemoryError(path)
+
+    monkeypatch.setattr(io, "read_image", exhausted)
+    refused(call("register", "a.nii", "b.nii", "-o", tmp_path / "out"), "not enough memory")
+
+
+def test_a_warning_is_one_line(files: dict[str, Path], tmp_path: Path) -> None:
+    options = ["--device", "cuda", "--threads", "1"]
+    command = [sys.executable, "-c", "from dsir_metric_cli.main import main; main()", "represent", str(files["fixed"])]
+    answer = subprocess.run(
+        [*command, "-o", str(tmp_path / "x.npz"), *options], capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0
+    assert answer.stderr == "" or re.fullmatch(r"warning: CUDA did not start .*\n", answer.stderr)
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import click
@@ -67,6 +68,10 @@ class _App(click.Group):
             if ctx.meta.get(DEBUG):
                 raise
             raise _Refusal(str(error)) from error
+        except MemoryError as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            raise _Refusal("there is not enough memory; take larger voxels (--spacing) or smaller tiles") from error
 
 
 @click.group(cls=_App, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -76,6 +81,11 @@ def app() -> None:
     """All commands."""
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
 def main() -> None:
     """Entry point of the `dsir-metric` command."""
+    warnings.showwarning = _warn
     app(prog_name="dsir-metric")

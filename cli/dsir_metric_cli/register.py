@@ -99,6 +99,8 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
         raise GeometryError(
             f"{job.fixed_labels}: the labels lie on another grid than the fixed scan; resample them onto it"
         )
+    if moving_labels is not None and not sitk.GetArrayFromImage(_nearest(moving_labels, moving)).any():
+        raise GeometryError(f"{job.moving_labels}: no label lies within the moving scan; give the labels of that scan")
     with progress_bar(console) as show:
         result = register(
             fixed,
@@ -112,7 +114,7 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
     moved_labels = None if moving_labels is None else result.moved(moving_labels, labels=True)
     report = result.to_dict() | {"files": to_dict(job)}
     if fixed_labels is not None and moved_labels is not None and moving_labels is not None:
-        start = sitk.Resample(moving_labels, fixed_labels, sitk.Transform(), sitk.sitkNearestNeighbor)
+        start = _nearest(moving_labels, fixed_labels)
         report["dice"] = {"before": dice(fixed_labels, start), "after": dice(fixed_labels, moved_labels)}
     io.write_registration(
         folder, transform=result.transform, moved=result.moved(moving), report=report, moved_labels=moved_labels
@@ -120,3 +122,8 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
     summarise(result, console)
     console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)
     return result
+
+
+def _nearest(labels: sitk.Image, like: sitk.Image) -> sitk.Image:
+    """Labels on the grid of another image, as the headers place them."""
+    return sitk.Resample(labels, like, sitk.Transform(), sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
