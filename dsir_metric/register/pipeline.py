@@ -11,9 +11,9 @@ import numba
 import SimpleITK as sitk
 
 from dsir_metric.config import to_dict
-from dsir_metric.errors import GeometryError, RegistrationError
+from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
-from dsir_metric.io import check_image
+from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.guard import Guard
@@ -73,9 +73,24 @@ def register(
         If the images do not overlap and the stages cannot bring them together.
     """
     config = config or RegisterConfig()
-    if config.threads is not None:
-        numba.set_num_threads(min(config.threads, numba.get_num_threads()))
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(config.threads or before, before))
+    try:
+        return _register(fixed, moving, config, fixed_mask, moving_mask, initial_transform, on_progress)
+    finally:
+        numba.set_num_threads(before)
+
+
+def _register(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    config: RegisterConfig,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    initial_transform: sitk.Transform | None,
+    on_progress: OnProgress | None,
+) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     with clock.stage("represent"):
@@ -144,6 +159,7 @@ def _start(initial: sitk.Transform | None) -> State:
     """A linear initial transform is taken apart, so that it can be improved; another one is kept behind."""
     if initial is None:
         return State()
+    check_transform(initial, "initial transform")
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
@@ -156,11 +172,10 @@ def _prepare(
     start: State,
 ) -> Problem:
     """Represent both scans once and build the levels."""
-    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
-        if mask is not None and not Grid.of(mask).matches(Grid.of(image)):
-            raise GeometryError(
-                f"the {name} mask lies on another grid than the {name} image; resample it onto that one"
-            )
+    if fixed_mask is not None:
+        fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
+    if moving_mask is not None:
+        moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
     pair = represent_pair(
         fixed,
         moving,
@@ -196,7 +211,7 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid) -> sitk.Image:
     """The given mask, nearest neighbour, or else the foreground of the image; on `grid`."""
     if mask is None:
         return foreground(image, grid)
-    return sitk.Resample(sitk.Cast(mask != 0, sitk.sitkUInt8), grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
+    return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
 def _field(transform: sitk.Transform, grid: Grid) -> DisplacementField:

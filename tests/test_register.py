@@ -1,0 +1,246 @@
+"""Registration as a whole, on phantoms of two contrasts whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.errors import DataError, GeometryError, RegistrationError
+from dsir_metric.evaluate import dice
+from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.phantom import PhantomPair, make_pair
+from dsir_metric.register import STAGES, Progress, RegisterConfig, RegistrationResult, SearchConfig, pipeline, register
+from dsir_metric.register.state import State
+
+IDENTITY = sitk.Transform(3, sitk.sitkIdentity)
+CONFIG = RegisterConfig(device="cpu", threads=1)
+LINEAR = replace(CONFIG, stages=("centre", "rigid", "affine"))
+RIGID = replace(CONFIG, stages=("rigid",))
+Values = NDArray[np.float64]
+
+
+def places(transform: sitk.Transform, grid: Grid) -> Values:
+    """Where the voxels of `grid` go, (n, 3)."""
+    field = DisplacementField.from_transform(transform, grid)
+    return (grid.points_mm() + field.values).reshape(-1, 3)
+
+
+def apart_mm(first: sitk.Transform, second: sitk.Transform, grid: Grid) -> float:
+    return float(np.linalg.norm(places(first, grid) - places(second, grid), axis=1).mean())
+
+
+@pytest.fixture(scope="module")
+def phantom() -> PhantomPair:
+    return make_pair(48, 3.0, ("t1", "flair"))
+
+
+@pytest.fixture(scope="module")
+def progress() -> list[Progress]:
+    """What the registration of `found` reported."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(phantom: PhantomPair, progress: list[Progress]) -> RegistrationResult:
+    return register(phantom.fixed, phantom.moving, CONFIG, on_progress=progress.append)
+
+
+@pytest.fixture(scope="module")
+def linear(pair: PhantomPair) -> RegistrationResult:
+    """The shared phantom after the linear stages."""
+    return register(pair.fixed, pair.moving, LINEAR)
+
+
+def test_two_contrasts_come_together(phantom: PhantomPair, found: RegistrationResult) -> None:
+    assert phantom.error_mm(found.transform) < 0.35 * phantom.error_mm(IDENTITY)
+    assert found.undone == ()
+    assert found.stages[-1].cosine_after > found.stages[0].cosine_before + 0.1
+
+
+def test_nothing_folds(found: RegistrationResult) -> None:
+    jacobian = DisplacementField.from_transform(found.transform, found.fixed_grid).jacobian_statistics()
+    assert jacobian["folded_percent"] == 0.0
+    assert found.details["jacobian"]["min"] == pytest.approx(jacobian["min"], abs=0.05)
+    assert jacobian["sd_log"] > 0.005
+
+
+def test_moved_labels(phantom: PhantomPair, found: RegistrationResult) -> None:
+    moved = found.moved(phantom.moving_labels, labels=True)
+    assert moved.GetPixelID() == sitk.sitkUInt8
+    assert Grid.of(moved) == Grid.of(phantom.fixed)
+    assert set(np.unique(sitk.GetArrayViewFromImage(moved))) <= set(range(9))
+    before = dice(phantom.fixed_labels, sitk.Resample(phantom.moving_labels, phantom.fixed, IDENTITY, 1))
+    after = dice(phantom.fixed_labels, moved)
+    assert np.mean(list(after.values())) > np.mean(list(before.values())) + 0.15
+
+
+def test_moved_image_has_its_lowest_value_outside(phantom: PhantomPair, found: RegistrationResult) -> None:
+    bright = phantom.moving + 300.0
+    away = replace(found, transform=sitk.CompositeTransform([sitk.TranslationTransform(3, (1000.0, 0.0, 0.0))]))
+    lowest = sitk.GetArrayViewFromImage(bright).min()
+    assert (sitk.GetArrayViewFromImage(away.moved(bright)) == lowest).all()
+
+
+def test_result_is_fit_for_json(found: RegistrationResult) -> None:
+    report = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert [s["name"] for s in report["stages"]] == list(STAGES)
+    for stage in report["stages"]:
+        assert set(stage) == {"name", "kept", "remark", "cosine_before", "cosine_after", "seconds", "trace"}
+    assert all(report["stages"][k]["trace"] for k in (1, 2, 3, 4))
+    assert report["config"]["seed"] == 0
+    assert report["fixed_representation"]["model_hash"]
+    assert {"python", "SimpleITK", "numpy", "onnxruntime"} <= set(report["versions"])
+    assert set(report["seconds"]) == {"represent", *STAGES, "total"}
+    assert report["seconds"]["total"] >= sum(report["seconds"][s] for s in STAGES)
+    assert 0.5 < report["overlap"] <= 1.0
+    assert report["working_spacing_mm"] == pytest.approx(3.0)
+
+
+def test_progress_rises_to_one(found: RegistrationResult, progress: list[Progress]) -> None:
+    fractions = [p.fraction for p in progress]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    assert list(dict.fromkeys(p.stage for p in progress)) == ["represent", *STAGES, "done"]
+    assert len(set(fractions)) > 30
+
+
+def test_a_pair_far_apart_is_found() -> None:
+    far = make_pair(48, 3.0, ("t1", "flair"), rotation_deg=(15, 0, 0), translation_mm=(20, 0, 0), amplitude_mm=2.0)
+    came = register(far.fixed, far.moving, replace(CONFIG, stages=("centre", "search", "rigid")))
+    assert far.error_mm(IDENTITY) > 20
+    assert far.error_mm(came.transform) < 5.0
+
+
+def test_only_the_chosen_stages_run(pair: PhantomPair) -> None:
+    came = register(pair.fixed, pair.moving, RIGID)
+    assert [s.name for s in came.stages] == ["rigid"]
+    assert came.transform.GetNumberOfTransforms() == 1
+    jacobian = DisplacementField.from_transform(came.transform, Grid.of(pair.fixed)).jacobian_determinant()
+    np.testing.assert_allclose(jacobian, 1.0, atol=1e-6)
+    assert pair.error_mm(came.transform) < 0.7 * pair.error_mm(IDENTITY)
+
+
+def test_same_input_same_bits(pair: PhantomPair) -> None:
+    quick = replace(CONFIG, search=SearchConfig(rotation_deg=12.0, points=300, candidates=2))
+    first, second = (register(pair.fixed, pair.moving, quick).transform for _ in range(2))
+    assert first.GetNumberOfTransforms() == second.GetNumberOfTransforms() == 2
+    for k in range(2):
+        assert first.GetNthTransform(k).GetParameters() == second.GetNthTransform(k).GetParameters()
+
+
+def reordered(image: sitk.Image) -> sitk.Image:
+    """The same scan stored along other axes."""
+    return sitk.Flip(sitk.PermuteAxes(image, [2, 0, 1]), [True, False, True])
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both", "moving only"])
+def test_the_order_of_the_axes_makes_no_difference(pair: PhantomPair, linear: RegistrationResult, both: bool) -> None:
+    fixed = reordered(pair.fixed) if both else pair.fixed
+    came = register(fixed, reordered(pair.moving), LINEAR)
+    assert came.fixed_grid == Grid.of(fixed)
+    assert apart_mm(came.transform, linear.transform, Grid.of(pair.fixed)) < 0.05
+
+
+def test_turning_the_room_turns_the_result(pair: PhantomPair, linear: RegistrationResult) -> None:
+    room = sitk.Euler3DTransform([10.0, -20.0, 30.0], 0.2, -0.3, 0.25, (70.0, -40.0, 15.0))
+
+    def turned(image: sitk.Image) -> sitk.Image:
+        out = sitk.Image(image)
+        axes = np.reshape(room.GetMatrix(), (3, 3)) @ np.reshape(image.GetDirection(), (3, 3))
+        out.SetDirection(axes.ravel().tolist())
+        out.SetOrigin(room.TransformPoint(image.GetOrigin()))
+        return out
+
+    came = register(turned(pair.fixed), turned(pair.moving), LINEAR).transform
+    here = sitk.CompositeTransform([room.GetInverse(), came, room])
+    assert apart_mm(here, linear.transform, Grid.of(pair.fixed)) < 0.3
+
+
+def spoilt(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
+    """`image` where `mask` is set; elsewhere it has slipped by 12 mm."""
+    slipped = sitk.Resample(image, image, sitk.TranslationTransform(3, (0.0, 12.0, 0.0)))
+    return sitk.Mask(image, mask) + sitk.Mask(slipped, mask, maskingValue=1)
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_what_a_mask_keeps_out_does_not_count(pair: PhantomPair, side: str) -> None:
+    grid = Grid.of(pair.fixed)
+    lower = grid.image() + 1
+    lower[:, :, 22:] = 0
+    sound = {"fixed": pair.fixed, "moving": pair.moving}
+    broken = {**sound, side: spoilt(sound[side], lower)}
+    change = [
+        apart_mm(*(register(**images, config=RIGID, **mask).transform for images in (sound, broken)), grid)
+        for mask in ({}, {f"{side}_mask": lower})
+    ]
+    assert change[1] < 0.4 * change[0]
+
+
+def test_a_linear_start_is_improved(pair: PhantomPair) -> None:
+    apart = sitk.TranslationTransform(3, (60.0, -70.0, 50.0))
+    near = sitk.CompositeTransform([apart, sitk.Euler3DTransform([0, 0, 0], 0.02, 0, 0.03, (5.0, -2.0, 1.0))])
+    moving = sitk.Image(pair.moving)
+    moving.SetOrigin(apart.TransformPoint(pair.moving.GetOrigin()))
+    came = register(pair.fixed, moving, RIGID, initial_transform=near)
+    back = sitk.CompositeTransform([apart.GetInverse(), came.transform])
+    start = sitk.CompositeTransform([apart.GetInverse(), near])
+    assert pair.error_mm(back) < 0.8 * pair.error_mm(start)
+    assert came.transform.GetNumberOfTransforms() == 1
+
+
+def test_another_start_is_kept_behind(pair: PhantomPair) -> None:
+    grid = Grid.of(pair.moving).padded(8).resampled(9.0)
+    initial = DisplacementField.from_transform(pair.truth, grid).to_transform()
+    tilt = sitk.Euler3DTransform([0, 0, 0], 0.0, 0.06, 0.0, (0.0, 6.0, 0.0))
+    moving_away = DisplacementField.from_transform(sitk.CompositeTransform([initial, tilt]), grid).to_transform()
+    came = register(pair.fixed, pair.moving, RIGID, initial_transform=moving_away)
+    assert pair.error_mm(came.transform) < 0.6 * pair.error_mm(moving_away)
+    kept, changed = (came.transform.GetNthTransform(k) for k in range(2))
+    assert changed.IsLinear()
+    assert not kept.IsLinear()
+    assert apart_mm(kept, moving_away, Grid.of(pair.fixed)) == 0.0
+    assert apart_mm(sitk.CompositeTransform([kept, changed]), came.transform, Grid.of(pair.fixed)) < 1e-9
+
+
+def test_images_in_different_places(pair: PhantomPair) -> None:
+    moving = sitk.Image(pair.moving)
+    moving.SetOrigin([o + 500.0 for o in moving.GetOrigin()])
+    with pytest.raises(RegistrationError, match="do not overlap; allow the centre stage"):
+        register(pair.fixed, moving, RIGID)
+    came = register(pair.fixed, moving, replace(CONFIG, stages=("centre", "rigid")))
+    back = sitk.CompositeTransform([sitk.TranslationTransform(3, (-500.0,) * 3), came.transform])
+    assert pair.error_mm(back) < 0.7 * pair.error_mm(IDENTITY)
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_unusable_masks(pair: PhantomPair, side: str) -> None:
+    elsewhere = Grid.of(pair.fixed).resampled(6.0).image() + 1
+    with pytest.raises(GeometryError, match=f"{side} mask: the mask lies on another grid"):
+        register(pair.fixed, pair.moving, RIGID, **{f"{side}_mask": elsewhere})
+    with pytest.raises(DataError, match=f"{side} mask: the mask is empty"):
+        register(pair.fixed, pair.moving, RIGID, **{f"{side}_mask": Grid.of(pair.fixed).image()})
+
+
+def test_a_bad_stage_is_undone_and_the_next_goes_on(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrored = State(np.diag([-1.0, 1.0, 1.0, 1.0]))
+    monkeypatch.setitem(pipeline.RUN, "rigid", lambda *_: (mirrored, "what it did"))
+    came = register(pair.fixed, pair.moving, replace(CONFIG, stages=("rigid", "affine")))
+    assert came.undone == ("rigid",)
+    assert came.stages[0].remark == "undone: it mirrors the image"
+    assert came.stages[0].cosine_after < came.stages[0].cosine_before == came.stages[1].cosine_before
+    assert came.stages[1].kept
+    assert pair.error_mm(came.transform) < pair.error_mm(IDENTITY)
+
+
+def test_number_of_threads_is_for_this_registration_only(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(pipeline.numba, "set_num_threads", calls.append)
+    monkeypatch.setattr(pipeline.numba, "get_num_threads", lambda: 3)
+    monkeypatch.setitem(pipeline.RUN, "rigid", lambda _, state, __: (state, ""))
+    register(pair.fixed, pair.moving, RIGID)
+    assert calls == [1, 3]
