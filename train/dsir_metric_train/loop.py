@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dsir_metric.config import from_dict, load_toml, to_dict
-from dsir_metric.errors import DataError, RegistrationError
+from dsir_metric.errors import DataError
+from dsir_metric.io import prepare_folder
 from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
@@ -81,7 +82,7 @@ class Contrast(lightning.LightningModule):
         first, second = (descriptors_at(d, p) for d, p in zip(self.network(views), points, strict=True))
         loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)
         if not torch.isfinite(loss):
-            raise RegistrationError(f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate")
+            raise DataError(f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate")
         with torch.no_grad():
             hits = ((first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)).float().mean()
         self.log_dict({"loss": loss, "retrieval": hits}, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
@@ -104,11 +105,12 @@ class _Chunks(lightning.LightningDataModule):
         super().__init__()
         self.recipe, self.workers = recipe, workers
         self.sources = list(recipe.open_sources(root))
+        ViewPairs(recipe, self.sources, 0, 1)[0]  # what cannot be drawn is told here, in one line, by no worker
 
     def train_dataloader(self) -> DataLoader[Pair]:
         """Loader of the current chunk."""
         settings = self.recipe.optimisation
-        start = self.trainer.current_epoch * settings.chunk if self.trainer else 0
+        start = self.trainer.global_step if self.trainer else 0  # no epoch: Lightning begins a resumed one anew
         count = max(1, min(settings.chunk, settings.steps - start))
         pairs = ViewPairs(self.recipe, self.sources, start, count)
         return DataLoader(pairs, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None)
@@ -146,12 +148,12 @@ def train(
 
     Raises
     ------
-    ConfigError, DataError
-        If the recipe or its data are unusable.
-    RegistrationError
-        If the loss is no number; the last good checkpoint stays.
+    ConfigError
+        If the recipe is unusable.
+    DataError, ShapeError, GeometryError
+        If the data or the folder are unusable, or the loss is no number; then the last good checkpoint stays.
     """
-    recipe, out = load_toml(recipe_path, Recipe), Path(out)
+    recipe, out = load_toml(recipe_path, Recipe), prepare_folder(out)
     root = Path(data_root) if data_root else Path(recipe_path).parent
     settings = recipe.optimisation
     lightning.seed_everything(settings.seed, verbose=False)

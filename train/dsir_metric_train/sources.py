@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric.errors import DataError
+from dsir_metric.io import read_image, read_labels
 from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric_train.augment import Appearance, Volume, random_appearance, smooth_noise
 
@@ -23,6 +24,7 @@ __all__ = ["LabelMaps", "Placement", "Scans", "Shapes", "Source", "Views", "find
 
 Affine = NDArray[np.float64]
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+_BACKGROUND = 0.05  # up to here a voxel is background, of a scan in [0, 1] and of a label map alike
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,17 @@ def _isotropic(image: sitk.Image, spacing_mm: float, *, labels: bool) -> NDArray
     return sitk.GetArrayFromImage(out)
 
 
+def _check(volume: NDArray[np.number], placement: Placement, file: Path) -> None:
+    """Refuse a volume, at 1 mm, that no crop can be cut from or that holds nothing."""
+    needed, smallest = placement.crop * placement.spacing_mm[0], min(volume.shape)
+    if smallest < needed:
+        raise DataError(
+            f"{file}: is {smallest} mm thin; a crop needs {needed:g} mm: leave it out, or make crops smaller"
+        )
+    if not (volume > _BACKGROUND).any():
+        raise DataError(f"{file}: is all background; leave it out, or check its intensity rule")
+
+
 class Scans:
     """Real scans; the second view is the first under a random intensity transformation (section 3.3 of the paper).
 
@@ -162,6 +175,11 @@ class Scans:
         As `dsir_metric.represent.resolve_intensity`.
     assume_spacing_mm : float
         Voxel size to believe instead of the header's; 0 believes the header.
+
+    Raises
+    ------
+    DataError, ShapeError, GeometryError
+        If a file is none that `read_image` takes, is smaller than a crop, or is all background.
     """
 
     def __init__(
@@ -176,11 +194,12 @@ class Scans:
         self.placement, self.appearance, self.both = placement, appearance, both
         self.volumes: list[tuple[Volume, Volume]] = []
         for file in files:
-            image = sitk.ReadImage(str(file), sitk.sitkFloat32)
+            image = read_image(file)
             if assume_spacing_mm:
                 image.SetSpacing([assume_spacing_mm] * 3)
             rule = resolve_intensity(sitk.GetArrayViewFromImage(image), intensity)
             fine = rule.apply(_isotropic(image, 1.0, labels=False))
+            _check(fine, placement, file)
             self.volumes.append((fine, ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()))
 
     def draw(self, rng: np.random.Generator) -> Views:
@@ -191,7 +210,7 @@ class Scans:
         centre = _inside(rng, coarse) * (2.0 / unit)
         crop, second = self.placement.cut_both(volume, centre, matrix / unit, warp, order=1)
         first = random_appearance(rng, crop, self.appearance, curve=self.both)
-        return Views(first, random_appearance(rng, second, self.appearance), crop > 0.05, warp)
+        return Views(first, random_appearance(rng, second, self.appearance), crop > _BACKGROUND, warp)
 
 
 class LabelMaps:
@@ -205,13 +224,20 @@ class LabelMaps:
     appearance : Appearance
     strip_above : int
         Labels at or above this value (skull, skin) are removed in half of the draws; 0 never removes any.
+
+    Raises
+    ------
+    DataError, ShapeError, GeometryError
+        If a file is none that `read_labels` takes, is smaller than a crop, or holds no label.
     """
 
     def __init__(
         self, files: Sequence[Path], placement: Placement, appearance: Appearance, strip_above: int = 0
     ) -> None:
         self.placement, self.appearance, self.strip_above = placement, appearance, strip_above
-        self.maps = [_isotropic(sitk.ReadImage(str(f)), 1.0, labels=True).astype(np.int16) for f in files]
+        self.maps = [_isotropic(read_labels(file), 1.0, labels=True).astype(np.int16) for file in files]
+        for labels, file in zip(self.maps, files, strict=True):
+            _check(labels, placement, file)
 
     def draw(self, rng: np.random.Generator) -> Views:
         """A random crop of a random map, painted twice."""
@@ -258,13 +284,17 @@ def _inside(rng: np.random.Generator, volume: NDArray[np.generic]) -> NDArray[np
     flat = volume.reshape(-1)
     for _ in range(64):
         k = int(rng.integers(flat.size))
-        if flat[k] > 0.05:
+        if flat[k] > _BACKGROUND:
             break
     return np.array(np.unravel_index(k, volume.shape), float)
 
 
 def _paint_both(
-    rng: np.random.Generator, first: NDArray[np.number], second: NDArray[np.number], appearance: Appearance, warp: Affine
+    rng: np.random.Generator,
+    first: NDArray[np.number],
+    second: NDArray[np.number],
+    appearance: Appearance,
+    warp: Affine,
 ) -> Views:
     """Views of two label crops; each region gets a mean and a texture of its own in each view."""
     return Views(_paint(rng, first, appearance), _paint(rng, second, appearance), first > 0, warp)

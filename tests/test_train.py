@@ -1,0 +1,372 @@
+"""Training: views of one anatomy, the contrastive loss, recipes, and a run that can be broken off anywhere."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+from dsir_metric_train import loop  # noqa: E402
+from dsir_metric_train.augment import Appearance, bezier_curve, random_appearance, smooth_noise  # noqa: E402
+from dsir_metric_train.loop import load_network, train  # noqa: E402
+from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points  # noqa: E402
+from dsir_metric_train.model import MasrNet  # noqa: E402
+from dsir_metric_train.recipe import Recipe  # noqa: E402
+from dsir_metric_train.sources import LabelMaps, Placement, Scans, Shapes, Source, find_images  # noqa: E402
+
+from dsir_metric.config import from_dict, load_toml  # noqa: E402
+from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
+from dsir_metric.geometry import Grid  # noqa: E402
+from dsir_metric.phantom import make_pair  # noqa: E402
+
+RECIPES = Path(__file__).parents[1] / "train" / "recipes"
+PLAIN = Appearance(invert=0.0)
+SMALL = Placement(crop=16, spacing_mm=(1.0, 2.0), rotation_deg=15, relative_rotation_deg=8, relative_shift_vox=2)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scans and a label map of about 56 mm, in three formats."""
+    folder = tmp_path_factory.mktemp("data")
+    pair = make_pair((28, 26, 24), (2.0, 2.2, 2.4), ("t1", "ct"), amplitude_mm=2.0)
+    for name, image in {
+        "a.nii.gz": pair.fixed,
+        "b.nrrd": pair.fixed * 2 + 7,
+        "c.mha": pair.moving,
+        "labels/d.nii.gz": pair.fixed_labels,
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(folder / name))
+    return folder
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def smooth(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    z, y, x = np.meshgrid(*[np.linspace(0, 3, n) for n in shape], indexing="ij")
+    return (0.5 + 0.3 * np.sin(x + 2 * y) * np.cos(1.5 * z - y)).astype(np.float32)
+
+
+def test_bezier_curve_rises_from_0_to_1() -> None:
+    for seed in range(50):
+        x, y = bezier_curve(rng(seed))
+        for values in (x, y):
+            assert values[0] == 0.0
+            assert values[-1] == pytest.approx(1.0)
+            assert (np.diff(values) >= -1e-7).all()
+    assert np.abs(np.subtract(*bezier_curve(rng(1)))).max() > 0.02
+
+
+def test_appearance_without_any_change_is_the_image() -> None:
+    image = smooth((9, 10, 11))
+    np.testing.assert_array_equal(random_appearance(rng(), image, PLAIN, curve=False), image)
+
+
+def test_inversion_turns_the_order_round() -> None:
+    image = smooth((9, 10, 11))
+    darker = random_appearance(rng(), image, Appearance(invert=1.0))
+    assert np.corrcoef(image.ravel(), darker.ravel())[0, 1] < -0.8
+    assert np.corrcoef(image.ravel(), random_appearance(rng(), image, PLAIN).ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("rule", [Appearance(bias=0.5), Appearance(noise=0.2), Appearance(blur_vox=2.0)])
+def test_each_change_keeps_shape_and_range(rule: Appearance) -> None:
+    image = rng(3).random((12, 13, 14)).astype(np.float32)
+    came = random_appearance(rng(), image, rule, curve=False)
+    assert came.shape == image.shape
+    assert came.dtype == np.float32
+    assert came.min() >= 0
+    assert came.max() <= 1
+    assert 0.01 < np.abs(came - image).mean() < 0.5
+
+
+def test_smooth_noise_is_smooth_and_centred() -> None:
+    field = smooth_noise(rng(), (20, 21, 22), 4)
+    assert field.shape == (20, 21, 22)
+    assert np.abs(field).max() <= 1
+    assert np.abs(np.diff(field, axis=0)).max() < 0.35
+
+
+def test_crops_correspond_under_their_warp() -> None:
+    volume = smooth((60, 62, 64))
+    placement = Placement(16, (1.0, 1.5), 20.0, 10.0, 0.1, 3.0)
+    matrix, warp = placement.draw(rng(2))
+    first, second = placement.cut_both(volume, np.array([30.0, 32.0, 29.0]), matrix, warp, order=1)
+    index = np.argwhere(np.ones(first.shape, bool))
+    there = index @ warp[:, :3].T + warp[:, 3]
+    inside = ((there >= 0) & (there <= 15)).all(axis=1)
+    assert 0.3 < inside.mean() < 1.0
+    assert np.abs(there - index).max() > 3
+    values = ndimage.map_coordinates(second, there[inside].T, order=1)
+    np.testing.assert_allclose(values, first[tuple(index[inside].T)], atol=0.005)
+    assert np.abs(first - second).max() > 0.05
+
+
+def test_crop_has_the_drawn_voxel_size_and_no_warp_by_default() -> None:
+    matrix, warp = Placement(16, (2.0, 2.0), 30.0).draw(rng())
+    np.testing.assert_allclose(matrix @ matrix.T, 4 * np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(warp, np.eye(3, 4), atol=1e-12)
+
+
+def sources(data: Path) -> dict[str, Source]:
+    return {
+        "scans": Scans(find_images(data, ["*"]), SMALL, Appearance(), True),
+        "labels": LabelMaps(find_images(data, ["labels/*"]), SMALL, Appearance(), strip_above=2),
+        "shapes": Shapes(SMALL, Appearance()),
+    }
+
+
+def test_sources_draw_valid_views_that_the_generator_decides(data: Path) -> None:
+    for name, source in sources(data).items():
+        views, again, other = source.draw(rng(1)), source.draw(rng(1)), source.draw(rng(2))
+        for view in (views.first, views.second):
+            assert view.shape == (16, 16, 16), name
+            assert view.dtype == np.float32, name
+            assert view.min() >= 0, name
+            assert view.max() <= 1, name
+            assert view.std() > 0.01, name
+        assert views.foreground.dtype == bool, name
+        assert views.foreground.any(), name
+        assert views.warp.shape == (3, 4), name
+        np.testing.assert_array_equal(views.first, again.first)
+        np.testing.assert_array_equal(views.second, again.second)
+        assert not np.array_equal(views.first, other.first), name
+
+
+def test_paper_leaves_the_first_view_as_it_is(data: Path) -> None:
+    files = find_images(data, ["a.nii.gz"])
+    placement = Placement(crop=16)
+    rules = (PLAIN, Appearance(invert=1.0))
+    views, inverted = (Scans(files, placement, rule, both=False).draw(rng(5)) for rule in rules)
+    np.testing.assert_array_equal(views.first, inverted.first)
+    assert not np.array_equal(views.second, inverted.second)
+    assert not np.array_equal(views.first, Scans(files, placement, PLAIN, both=True).draw(rng(5)).first)
+    order = np.argsort(views.first[views.foreground])
+    steps = np.diff(views.second[views.foreground][order])
+    assert (steps >= -1e-6).all()  # one rising curve
+
+
+def test_voxel_size_may_be_assumed(data: Path) -> None:
+    scans = Scans(find_images(data, ["a.nii.gz"]), Placement(crop=16), PLAIN, False, assume_spacing_mm=1.0)
+    assert scans.volumes[0][0].shape == (24, 26, 28)
+    assert Scans(find_images(data, ["a.nii.gz"]), Placement(16), PLAIN, False).volumes[0][0].shape == (58, 57, 56)
+
+
+def test_images_are_found_by_pattern(data: Path, tmp_path: Path) -> None:
+    assert [f.name for f in find_images(data, ["*"])] == ["a.nii.gz", "b.nrrd", "c.mha"]
+    assert [f.name for f in find_images(data, ["labels/*", "*.mha", "c*"])] == ["c.mha", "d.nii.gz"]
+    with pytest.raises(DataError, match="no NIfTI, NRRD or MetaImage file"):
+        find_images(tmp_path, ["*"])
+
+
+def test_points_lie_in_the_foreground_and_in_both_views() -> None:
+    foreground = torch.zeros(10, 11, 12, dtype=torch.bool)
+    foreground[2:9, 3:10, 1:12] = True
+    warp = torch.cat([torch.eye(3), torch.tensor([[1.5], [0.0], [-2.0]])], dim=1)
+    first, second = sample_points(foreground, warp, 10_000, torch.Generator().manual_seed(0))
+    assert foreground[tuple(first.T)].all()
+    assert len(torch.unique(first, dim=0)) == len(first) == 6 * 7 * 10  # z 2..7, y 3..9, x 2..11
+    torch.testing.assert_close(second, first + torch.tensor([1.5, 0.0, -2.0]))
+    few, _ = sample_points(foreground, warp, 50, torch.Generator().manual_seed(0))
+    assert len(few) == 50
+
+
+def test_descriptors_between_voxels() -> None:
+    z, y, x = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in (5, 6, 7)], indexing="ij")
+    volume = torch.stack([z + 1, y - 2 * x, 0.5 * z - y, torch.ones_like(x)])
+    points = torch.tensor([[1.25, 2.5, 3.75], [0.0, 5.0, 6.0], [3.5, 0.5, 0.25]])
+    z, y, x = points.T
+    expected = torch.stack([z + 1, y - 2 * x, 0.5 * z - y, torch.ones_like(x)], dim=1)
+    torch.testing.assert_close(descriptors_at(volume, points), expected / expected.norm(dim=1, keepdim=True))
+    whole = torch.tensor([[4, 0, 6], [1, 2, 3]])
+    torch.testing.assert_close(descriptors_at(volume, whole), torch.stack([volume[:, 4, 0, 6], volume[:, 1, 2, 3]]))
+
+
+def test_loss_is_equation_4() -> None:
+    first, second = torch.nn.functional.normalize(torch.randn(2, 9, 5, dtype=torch.float64), dim=2)
+    tau = 0.07
+    rows = []
+    for i in range(9):
+        negatives = sum(torch.exp(first[i] @ second[j] / tau) for j in range(9) if j != i)
+        positive = torch.exp(first[i] @ second[i] / tau)
+        rows.append(-torch.log(positive / (positive + negatives)))
+    torch.testing.assert_close(contrastive_loss(first, second, tau), torch.stack(rows).mean())
+    one, other = (contrastive_loss(*views, tau) for views in ((first, second), (second, first)))
+    assert one != other
+    both = contrastive_loss(first, second, tau, symmetric=True)
+    torch.testing.assert_close(both, (one + other) / 2)
+    torch.testing.assert_close(both, contrastive_loss(second, first, tau, symmetric=True))
+
+
+SCANS = {"kind": "scans", "files": ["*"]}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"sources": [SCANS], "optimisation": {"step": 3}}, "did you mean steps"),
+        ({"sources": [SCANS], "placement": {"crop": 20}}, "crop is 20; a multiple of 8"),
+        ({"sources": [SCANS], "placement": {"crop": 8}}, "at least 16"),
+        ({"sources": []}, "at least one"),
+        ({"sources": [{"kind": "scans"}]}, "need some"),
+        ({"sources": [{"kind": "shapes", "files": ["*"]}]}, "kind 'shapes' with files"),
+        ({"sources": [{"kind": "shapes", "weight": 0}]}, "weight of a source is positive"),
+        ({"sources": [SCANS], "optimisation": {"steps": 0}}, "are positive"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(mapping: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Recipe, mapping)
+
+
+def test_recipes_that_come_along() -> None:
+    ours, paper = (load_toml(RECIPES / f"{name}.toml", Recipe) for name in ("default", "paper"))
+    assert paper.sources == tuple(s for s in ours.sources if s.kind == "scans")
+    assert paper.model == ours.model
+    assert all(s.origin and s.licence for s in ours.sources)
+    assert (paper.placement.relative_rotation_deg, paper.placement.relative_scale) == (0.0, 0.0)
+    assert paper.appearance == Appearance()
+    settings = paper.optimisation
+    assert (settings.points, settings.temperature, settings.learning_rate) == (8196, 0.07, 1e-4)
+    assert (settings.both_views, settings.symmetric, settings.decay) == (False, False, False)
+
+
+RECIPE = """
+[model]
+widths = [4, 8]
+features = 2
+[placement]
+crop = 16
+spacing_mm = [1.0, 2.0]
+relative_shift_vox = 2.0
+[optimisation]
+steps = {steps}
+chunk = 3
+points = 200
+learning_rate = 3e-3
+decay = true
+seed = 4
+[[sources]]
+kind = "scans"
+files = ["{files}"]
+origin = "a phantom"
+licence = "CC0-1.0"
+[[sources]]
+kind = "shapes"
+origin = "random shapes"
+licence = "Apache-2.0"
+"""
+
+
+def recipe(folder: Path, steps: int = 6, files: str = "*.nii.gz") -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(steps=steps, files=files))
+    return path
+
+
+def run(recipe_path: Path, out: Path, data: Path, **options: object) -> Path:
+    return train(recipe_path, out, data_root=data, workers=0, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a run of two chunks."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run(recipe(folder), folder / "out", data)
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return dict(load_network(checkpoint).state_dict())
+
+
+def test_broken_off_and_resumed_is_as_never_broken_off(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def failing(*args: object, **options: object) -> torch.Tensor:
+        calls.append(args)
+        return contrastive_loss(*args, **options) * (float("nan") if len(calls) == 5 else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "contrastive_loss", failing)
+    with pytest.raises(DataError, match="the loss is nan at step 4; lower the learning rate"):
+        run(recipe(tmp_path), tmp_path / "out", data)
+    monkeypatch.undo()
+    left = tmp_path / "out" / "last.ckpt"
+    assert torch.load(left, weights_only=False)["global_step"] == 3
+    assert any(not torch.equal(value, weights(trained)[name]) for name, value in weights(left).items())
+    resumed = run(tmp_path / "recipe.toml", tmp_path / "out", data, resume=True)
+    assert resumed == left
+    assert torch.load(left, weights_only=False)["global_step"] == 6
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, weights(trained)[name]), name
+
+
+def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
+    run(recipe(tmp_path, steps=40), tmp_path / "out", data)
+    with (tmp_path / "out" / "log" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    losses = [float(row["loss"]) for row in rows]
+    assert len(losses) == 14
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+    assert {"retrieval", "step"} <= set(rows[0])
+
+
+def test_checkpoint_becomes_a_model_that_names_its_data(
+    trained: Path, network: MasrNet, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    from dsir_metric_export import export as exporting
+
+    content = torch.load(trained, weights_only=True)  # with the weights of a network that is exported already: quicker
+    content["state_dict"] = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save(content, tmp_path / "last.ckpt")
+    monkeypatch.setattr(exporting, "_to_onnx", lambda _: onnx.load(model_file))
+    card = exporting.export_model(tmp_path / "last.ckpt", tmp_path / "tiny.onnx")
+    assert [dict(entry) for entry in card.data] == [
+        {"file": "a.nii.gz", "source": "a phantom", "licence": "CC0-1.0"},
+        {"file": "synthetic shapes", "source": "random shapes", "licence": "Apache-2.0"},
+    ]
+    assert card.recipe["optimisation"]["steps"] == 6
+
+
+def test_bad_images_are_named_before_training(data: Path, tmp_path: Path) -> None:
+    grid = Grid((30, 30, 30), (2.0, 2.0, 2.0))
+    noise = sitk.GetImageFromArray(rng().random((30, 30, 30)).astype(np.float32))
+    for name, image, error, message in [
+        ("thin.mha", noise[:, :, :12], DataError, "thin.mha: is 12 mm thin; a crop needs 16 mm"),
+        ("flat.mha", noise[:, :, 4], ShapeError, "flat.mha: has 2 axes"),
+        ("dark.mha", grid.image(sitk.sitkFloat32), DataError, "dark.mha: all voxels are 0"),
+    ]:
+        sitk.WriteImage(image, str(tmp_path / name))
+        with pytest.raises(error, match=message):
+            run(recipe(tmp_path, files=name), tmp_path / "out", tmp_path)
+    (tmp_path / "broken.nii.gz").write_bytes((data / "a.nii.gz").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"broken\.nii\.gz: is truncated"):
+        run(recipe(tmp_path, files="broken.*"), tmp_path / "out", tmp_path)
+    sitk.WriteImage(grid.image(), str(tmp_path / "empty.mha"))
+    with pytest.raises(DataError, match=r"empty\.mha: is all background"):
+        LabelMaps([tmp_path / "empty.mha"], SMALL, PLAIN)
+    with pytest.raises(DataError, match="no NIfTI"):
+        run(recipe(tmp_path, files="nothing*"), tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out" / "last.ckpt").exists()
+
+
+def test_hardly_any_foreground_is_told_in_one_line(tmp_path: Path) -> None:
+    image = Grid((40, 40, 40)).image(sitk.sitkFloat32)
+    image[20, 20, 20] = 1000.0
+    sitk.WriteImage(image, str(tmp_path / "point.mha"))
+    scans = 'placement = {crop = 16}\n[[sources]]\nkind = "scans"\nfiles = ["point.mha"]\nintensity = "ct:0,1000"\n'
+    (tmp_path / "recipe.toml").write_text(scans)
+    with pytest.raises(DataError, match="50 crops in a row") as caught:
+        train(tmp_path / "recipe.toml", tmp_path / "out", workers=1, progress=False)
+    assert "\n" not in str(caught.value)
