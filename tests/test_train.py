@@ -56,9 +56,10 @@ def smooth(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return (0.5 + 0.3 * np.sin(x + 2 * y) * np.cos(1.5 * z - y)).astype(np.float32)
 
 
-def test_bezier_curve_rises_from_0_to_1() -> None:
+@pytest.mark.parametrize("points", [4, 7])  # of four, any order would do
+def test_bezier_curve_rises_from_0_to_1(points: int) -> None:
     for seed in range(50):
-        x, y = bezier_curve(rng(seed))
+        x, y = bezier_curve(rng(seed), points)
         for values in (x, y):
             assert values[0] == 0.0
             assert values[-1] == pytest.approx(1.0)
