@@ -373,6 +373,8 @@ def test_errors_say_what_is_wrong(images):
             getattr(CosineMetric(fixed, moving), evaluate)(away)
     with pytest.raises(RegistrationError, match="inside the fixed image and its mask"):
         CosineMetric(fixed, moving, fixed_mask=FIXED.image())
+    with pytest.raises(ShapeError, match="a mask has one number a voxel; vector"):
+        CosineMetric(fixed, moving, moving_mask=MOVING.image(sitk.sitkVectorUInt8, 3))
     with pytest.raises(ShapeError, match="2-D"):
         CosineMetric(fixed, moving).value(sitk.Euler2DTransform())
     with pytest.raises(ConfigError, match="order 0 moves no point"):

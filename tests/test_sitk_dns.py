@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from dsir_metric.errors import RegistrationError, ShapeError
+from dsir_metric.errors import DataError, RegistrationError, ShapeError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.metric import CosineMetric
 from dsir_metric.phantom import PhantomPair
@@ -225,6 +225,7 @@ def test_bad_images_are_named(moving: Representation, pair: PhantomPair) -> None
     fewer = Representation(moving.values[..., :12], GRID)
     far = Representation(moving.values, Grid(GRID.size, GRID.spacing_mm, (500.0, 0.0, 0.0)))
     for first, second, kind, words in (
+        (np.zeros((8, 8, 8)), pair.moving, DataError, "a ndarray came"),
         (flat, flat, ShapeError, "3-D image is expected"),
         (pair.fixed, moving, ShapeError, "only moving is represented"),
         (moving.to_sitk(), pair.fixed, ShapeError, "only fixed is represented"),

@@ -44,7 +44,7 @@ class CosineMetric:
     Raises
     ------
     ShapeError
-        If the two representations have different numbers of channels.
+        If the two representations have different numbers of channels, or a mask is not a scalar 3-D image.
     RegistrationError
         If no sample point lies inside the fixed image and its mask.
 
@@ -228,6 +228,8 @@ class _Mask:
     """Nearest-voxel test of points against a mask image."""
 
     def __init__(self, image: sitk.Image) -> None:
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise ShapeError(f"a mask has one number a voxel; {image.GetPixelIDTypeAsString()} came")
         self._values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image) != 0)
         self._index = _to_index(Grid.of(image))
 

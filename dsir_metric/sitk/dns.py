@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import SimpleITK as sitk
 
-from dsir_metric.errors import ShapeError
+from dsir_metric.errors import DataError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.represent.foreground import foreground
@@ -71,6 +71,8 @@ def compared_pair(fixed: Picture, moving: Picture, choice: DNSCosine) -> Compare
 
     Raises
     ------
+    DataError
+        If something else came.
     ShapeError
         If an image is not 3-D, or one is represented and the other is not.
     DsirError
@@ -103,4 +105,6 @@ def _representer(model: str, device: str) -> Representer:
 def _representation_in(picture: Picture) -> Representation | None:
     if isinstance(picture, Representation):
         return picture
+    if not isinstance(picture, sitk.Image):
+        raise DataError(f"a {type(picture).__name__} came; a sitk.Image or a Representation is expected")
     return Representation.from_sitk(picture) if picture.GetNumberOfComponentsPerPixel() > 1 else None
