@@ -67,8 +67,8 @@ class DeformableConfig:
 
     lattice_mm: tuple[float, ...] = (24.0, 12.0, 6.0)
     iterations: tuple[int, ...] = (40, 40, 40)
-    diffusion: float = 0.4
-    bending_mm2: float = 50.0
+    diffusion: float = 0.3
+    bending_mm2: float = 60.0
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
