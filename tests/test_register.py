@@ -170,10 +170,11 @@ def spoilt(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
 @pytest.mark.parametrize("side", ["fixed", "moving"])
 def test_what_a_mask_keeps_out_does_not_count(pair: PhantomPair, side: str) -> None:
     grid = Grid.of(pair.fixed)
-    lower = grid.image() + 1
-    lower[:, :, 22:] = 0
+    lower, wrong = grid.image() + 1, grid.image() + 1
+    lower[:, :, 18:] = 0
+    wrong[:, :, 26:] = 0  # a gap, for descriptors look around themselves
     sound = {"fixed": pair.fixed, "moving": pair.moving}
-    broken = {**sound, side: spoilt(sound[side], lower)}
+    broken = {**sound, side: spoilt(sound[side], wrong)}
     change = [
         apart_mm(*(register(**images, config=RIGID, **mask).transform for images in (sound, broken)), grid)
         for mask in ({}, {f"{side}_mask": lower})

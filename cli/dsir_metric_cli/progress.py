@@ -53,3 +53,5 @@ def summarise(result: RegistrationResult, console: Console) -> None:
         change = f"{stage.cosine_before:.3f} -> {stage.cosine_after:.3f}"
         table.add_row(stage.name, change, f"{stage.seconds:.1f}", stage.remark)
     console.print(table)
+    for warning in result.warnings:
+        console.print(f"warning: {warning}")

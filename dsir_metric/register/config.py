@@ -128,5 +128,7 @@ class RegisterConfig:
             raise ConfigError(
                 f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}"
             )
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; 0 or more is needed")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; at least 1 is needed")

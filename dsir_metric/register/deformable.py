@@ -77,7 +77,9 @@ def _level(
     """Minimise metric + smoothness on one level by L-BFGS-B."""
     metric = level.metric()
     inside = sitk.GetArrayViewFromImage(level.fixed_mask) != 0
-    bases = freeform.bases(level.fixed.grid)
+    box = ndimage.find_objects(inside.astype(np.uint8))[0]  # nothing outside the mask needs to be evaluated
+    rows = np.flatnonzero(inside[box])
+    bases = [basis[cut] for basis, cut in zip(freeform.bases(level.fixed.grid), box, strict=True)]
     points = metric.points_mm
     turn = linear[:3, :3]
     steps = 0
@@ -85,11 +87,11 @@ def _level(
     def loss(flat: Array) -> tuple[float, Array]:
         coefficients = flat.reshape(freeform.shape)
         u = freeform.evaluate(coefficients, bases)
-        value, _, gradient = metric.at_points(mapped(linear, points + u[inside]))
-        dense = np.zeros_like(u)
-        dense[inside] = gradient @ turn / -metric.valid_points
+        value, _, gradient = metric.at_points(mapped(linear, points + u.reshape(3, -1)[:, rows].T))
+        u[:] = 0.0
+        u.reshape(3, -1)[:, rows] = (gradient @ turn / -metric.valid_points).T
         penalty, slope = freeform.smoothness(coefficients, config.diffusion, config.bending_mm2)
-        return value + penalty, (freeform.transpose(dense, bases) + slope).ravel()
+        return value + penalty, (freeform.transpose(u, bases) + slope).ravel()
 
     def callback(intermediate_result: object) -> None:
         nonlocal steps
@@ -117,12 +119,12 @@ def unfold(freeform: FreeForm, coefficients: Array, grid: Grid, smallest: float)
     bases = freeform.bases(grid)
     rounds = 0
     while True:
-        field = DisplacementField(freeform.evaluate(coefficients, bases), grid)
+        field = DisplacementField(np.moveaxis(freeform.evaluate(coefficients, bases), 0, -1), grid)
         bad = field.jacobian_determinant() < smallest
         if not bad.any():
             return coefficients, rounds
         rounds += 1
-        reached = freeform.transpose(bad[..., None].astype(float), bases)[..., 0] > 1e-3
+        reached = freeform.transpose(bad[None].astype(float), bases)[0] > 1e-3
         share = ndimage.gaussian_filter(ndimage.binary_dilation(reached, iterations=rounds).astype(float), 1.0)
-        smooth = ndimage.gaussian_filter(coefficients, (1.0, 1.0, 1.0, 0.0), mode="nearest")
-        coefficients = coefficients + np.minimum(share, 1.0)[..., None] * (smooth - coefficients)
+        smooth = ndimage.gaussian_filter(coefficients, (0.0, 1.0, 1.0, 1.0), mode="nearest")
+        coefficients = coefficients + np.minimum(share, 1.0) * (smooth - coefficients)

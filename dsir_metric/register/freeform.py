@@ -39,8 +39,8 @@ class FreeForm:
 
     Notes
     -----
-    Coefficients are arrays (cz, cy, cx, 3), in mm, with three more control points than cells on each axis, in the
-    order of `sitk.BSplineTransform`. Evaluation on a grid is separable: three small matrix products.
+    Coefficients are arrays (3, cz, cy, cx), in mm, with three more control points than cells on each axis: raveled,
+    they are the parameters of a `sitk.BSplineTransform`. Evaluation on a grid is separable: three matrix products.
     """
 
     def __init__(self, grid: Grid, lattice_mm: float) -> None:
@@ -50,8 +50,8 @@ class FreeForm:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the coefficients (cz, cy, cx, 3)."""
-        return (int(self.cells[2]) + 3, int(self.cells[1]) + 3, int(self.cells[0]) + 3, 3)
+        """Shape of the coefficients (3, cz, cy, cx)."""
+        return (3, int(self.cells[2]) + 3, int(self.cells[1]) + 3, int(self.cells[0]) + 3)
 
     def _rows(self, axis: int, positions: Array, derivative: int = 0) -> Array:
         """(n, coefficients) weights along `axis` (0 = x) at positions in cells from the edge of the box."""
@@ -72,19 +72,22 @@ class FreeForm:
 
     @staticmethod
     def evaluate(coefficients: Array, bases: Sequence[Array]) -> Array:
-        """Displacements (z, y, x, 3) mm on the grid of `bases`."""
-        out = coefficients
-        for basis in bases:  # contracts the first axis and appends the new one behind; three turns restore the order
-            out = np.tensordot(out, basis, axes=(0, 1))
-        return np.moveaxis(out, 0, -1)
+        """Displacements (3, z, y, x) mm on the grid of `bases`."""
+        along_z, along_y, along_x = bases
+        parts, cz, cy, cx = coefficients.shape
+        out: Array = np.matmul(along_z, coefficients.reshape(parts, cz, cy * cx))
+        out = np.matmul(along_y, out.reshape(-1, cy, cx))
+        return (out.reshape(-1, cx) @ along_x.T).reshape(parts, len(along_z), len(along_y), len(along_x))
 
     @staticmethod
     def transpose(gradients: Array, bases: Sequence[Array]) -> Array:
-        """Derivative with respect to the coefficients, from derivatives (z, y, x, 3) with respect to displacements."""
-        out = gradients
-        for basis in bases:
-            out = np.tensordot(out, basis, axes=(0, 0))
-        return np.moveaxis(out, 0, -1)
+        """Derivative with respect to the coefficients, from derivatives (3, z, y, x) with respect to displacements."""
+        along_z, along_y, along_x = bases
+        parts, z, y, x = gradients.shape
+        out: Array = gradients.reshape(-1, x) @ along_x
+        out = np.matmul(along_y.T, out.reshape(parts * z, y, -1))
+        out = np.matmul(along_z.T, out.reshape(parts, z, -1))
+        return out.reshape(parts, along_z.shape[1], along_y.shape[1], along_x.shape[1])
 
     @cached_property
     def _grams(self) -> list[list[Array]]:
@@ -119,13 +122,12 @@ class FreeForm:
 
     def refine(self, coefficients: Array, finer: FreeForm) -> Array:
         """Coefficients on a `finer` lattice over the same box with (nearly) the same displacement: least squares."""
-        out = coefficients
+        fits: list[Array] = []
         for axis in (2, 1, 0):
-            count = 4 * int(finer.cells[axis]) + 1
-            share = np.linspace(0, 1, count)
+            share = np.linspace(0, 1, 4 * int(finer.cells[axis]) + 1)
             old, new = self._rows(axis, share * self.cells[axis]), finer._rows(axis, share * finer.cells[axis])
-            out = np.tensordot(out, np.linalg.lstsq(new, old, rcond=None)[0], axes=(0, 1))
-        return np.moveaxis(out, 0, -1)
+            fits.append(np.asarray(np.linalg.lstsq(new, old, rcond=None)[0], float))
+        return self.evaluate(coefficients, fits)
 
     def to_transform(self, coefficients: Array) -> sitk.BSplineTransform:
         """The same displacement as a SimpleITK transform (identity outside the box)."""
@@ -134,5 +136,5 @@ class FreeForm:
         transform.SetTransformDomainOrigin(self.grid.to_physical((-0.5, -0.5, -0.5)).tolist())
         transform.SetTransformDomainPhysicalDimensions(self.grid.extent_mm.tolist())
         transform.SetTransformDomainMeshSize([int(n) for n in self.cells])
-        transform.SetParameters(np.moveaxis(coefficients, -1, 0).ravel().tolist())
+        transform.SetParameters(coefficients.ravel().tolist())
         return transform

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import numba
 import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
@@ -29,6 +31,8 @@ from dsir_metric.represent.foreground import foreground
 __all__ = ["register"]
 
 OnProgress = Callable[[Progress], None]
+_DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
+_DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -74,10 +78,18 @@ def register(
     """
     config = config or RegisterConfig()
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(config.threads or before, before))
-    try:
+    with _threads(config.threads):
         return _register(fixed, moving, config, fixed_mask, moving_mask, initial_transform, on_progress)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """At most `count` threads for the metric; one for BLAS, whose matrices here are too small to share."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count or before, before))
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         numba.set_num_threads(before)
 
@@ -105,7 +117,10 @@ def _register(
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, grid = state.transform(problem.pivot_mm), Grid.of(fixed)
+    cosine = guard.score(state)
     details = {
+        "mean_cosine": cosine,
+        "warnings": [] if cosine >= _DOUBTFUL else [_DOUBT.format(cosine)],
         "overlap": guard.overlap(state),
         "jacobian": _field(transform, grid).jacobian_statistics(),
         "working_spacing_mm": problem.levels[-1].spacing_mm,

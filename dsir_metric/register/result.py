@@ -68,6 +68,12 @@ class RegistrationResult:
     details: dict[str, object] = field(default_factory=dict)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before trusting the result."""
+        found = self.details.get("warnings", [])
+        return tuple(found) if isinstance(found, list) else ()
+
+    @property
     def undone(self) -> tuple[str, ...]:
         """Names of the stages whose outcome was undone."""
         return tuple(s.name for s in self.stages if not s.kept)
