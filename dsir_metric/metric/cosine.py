@@ -201,7 +201,7 @@ class CosineMetric:
     def _compare(
         self, mapped: Points, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], Points, NDArray[np.bool_]]:
-        """Cosine, derivative and validity of samples with these descriptor `rows` at `mapped` points of the moving image."""
+        """Cosine, derivative and validity of samples with these descriptor `rows`, `mapped` into the moving image."""
         count = len(mapped)
         valid, cosine, gradient = np.ones(count, bool), np.empty(count), np.empty((count, 3))
         if self._moving_mask is not None:
