@@ -98,7 +98,7 @@ def _level(
         steps += 1
         report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
 
-    options = {"maxiter": iterations, "ftol": 1e-6, "gtol": 0.0, "maxcor": 8}
+    options = {"maxiter": iterations, "ftol": 1e-5, "gtol": 0.0, "maxcor": 8}
     best = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
     return np.asarray(best.x).reshape(freeform.shape)
 
