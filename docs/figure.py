@@ -23,7 +23,9 @@ def main() -> None:
     """Register the phantom and draw its middle slice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", nargs="?", default="docs/registration.png")
-    pair = make_pair(size=96, spacing_mm=2.0, contrast=("t1", "flair"), rotation_deg=10, translation_mm=8, seed=3)
+    pair = make_pair(
+        size=96, spacing_mm=2.0, contrast=("t1", "flair"), rotation_deg=(8, -6, 10), translation_mm=(8, -6, 4), seed=3
+    )
     result = register(pair.fixed, pair.moving)
     represent = Representer()
     images = [sitk.GetArrayFromImage(i) for i in (pair.fixed, pair.moving)]
