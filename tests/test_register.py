@@ -245,3 +245,11 @@ def test_number_of_threads_is_for_this_registration_only(pair: PhantomPair, monk
     monkeypatch.setitem(pipeline.RUN, "rigid", lambda _, state, __: (state, ""))
     register(pair.fixed, pair.moving, RIGID)
     assert calls == [1, 3]
+
+
+def test_scans_that_agree_little_are_told(pair: PhantomPair, linear: RegistrationResult) -> None:
+    noise = np.random.default_rng(0).normal(100.0, 30.0, Grid.of(pair.moving).shape).astype(np.float32)
+    stranger = Grid.of(pair.moving).stamp(sitk.GetImageFromArray(noise))
+    (warning,) = register(pair.fixed, stranger, RIGID).warnings
+    assert "mean cosine" in warning
+    assert linear.warnings == ()
