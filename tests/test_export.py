@@ -16,6 +16,7 @@ from dsir_metric_export.halves import Halves  # noqa: E402
 from dsir_metric_export.parity import TOLERANCE, measure_parity  # noqa: E402
 from dsir_metric_train.model import MasrNet, ModelConfig  # noqa: E402
 
+import dsir_metric  # noqa: E402
 from dsir_metric.errors import DataError, ModelFileError, ParityError  # noqa: E402
 from dsir_metric.represent import load_card  # noqa: E402
 from dsir_metric.represent.network import Network  # noqa: E402
@@ -60,6 +61,14 @@ def test_file_is_sound_onnx_with_free_sizes(model_file: Path) -> None:
     assert {entry.name for entry in model.graph.input} == {"image", "features"}
     assert all(len({d.dim_param for d in e.type.tensor_type.shape.dim} - {""}) == 3 for e in model.graph.input)
     assert [opset.version for opset in model.opset_import if opset.domain == ""] == [18]
+
+
+def test_model_files_tell_nothing_of_the_machine(model_file: Path) -> None:
+    shipped = Path(dsir_metric.__file__).parent / "models" / "default.onnx"
+    for file in (model_file, shipped):
+        content = file.read_bytes()
+        assert b"stack_trace" not in content
+        assert b".py" not in content
 
 
 @pytest.mark.usefixtures("exporter")

@@ -119,8 +119,16 @@ def _to_onnx(halves: Halves) -> onnx.ModelProto:
     if program is None:
         raise ModelFileError("torch.onnx.export gave no program; use torch 2.5 or newer")
     model: onnx.ModelProto = program.model_proto
+    _forget_the_machine(model.graph)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _forget_the_machine(graph: onnx.GraphProto) -> None:
+    """Drop the exporter's notes on every part of the graph: they hold stack traces with the paths of this machine."""
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 @contextmanager

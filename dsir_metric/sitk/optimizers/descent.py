@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +83,9 @@ class Descent(Optimizer):
     def _converged(self) -> bool:
         return False
 
+    @abstractmethod
     def _advance(self, problem: Problem) -> None:
-        raise NotImplementedError
+        """One step from the present position, against the present gradient."""
 
     def _finish(self, problem: Problem, reason: str) -> None:
         if self.returns_best:
