@@ -190,16 +190,26 @@ def test_displacement_derivative_is_that_of_float64_automatic_differentiation(im
     np.testing.assert_allclose(derivative, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_point_derivative_carries_to_the_parameters(images):
+def test_derivative_at_points_carries_to_the_parameters(images):
     transform, after = linear(sitk.AffineTransform), bspline()
     metric = CosineMetric(*images, moving_initial=after)
-    value, cosine, gradient = metric.point_derivative(transform)
+    value, cosine, gradient = metric.at_points(point_map(transform).map(metric.points_mm))
     expected_value, expected = metric.value_and_derivative(transform)
     assert value == pytest.approx(expected_value, abs=1e-12)
     assert -cosine.sum() / metric.valid_points == value
     derivative = np.zeros(12)
     point_map(transform).pull_to_parameters(metric.points_mm, gradient, derivative)
     np.testing.assert_allclose(-derivative / metric.valid_points, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_several_transforms_at_once_are_as_one_by_one(images, monkeypatch):
+    monkeypatch.setattr("dsir_metric.metric.cosine._BLOCK", 4000)  # two transforms fit into one call of the kernel
+    metric = CosineMetric(*images, moving_initial=bspline())
+    transforms = [sitk.TranslationTransform(3, (shift, 0.5, -0.5)) for shift in (-2.0, 0.3, 1.1, 9.0, 500.0)]
+    together = metric.agreements(np.stack([point_map(t).map(metric.points_mm) for t in transforms]))
+    alone = [metric.at_points(point_map(t).map(metric.points_mm))[1].mean() for t in transforms[:-1]]
+    np.testing.assert_allclose(together, [*alone, 0.0], atol=1e-12)
+    assert len(set(together)) == len(transforms)
 
 
 @pytest.mark.parametrize("name", ["Euler3DTransform", "B-spline of order 3", "rigid after B-spline"])
@@ -368,9 +378,11 @@ def test_errors_say_what_is_wrong(images):
     with pytest.raises(ShapeError, match="24 channels and moving 5"):
         CosineMetric(fixed, Representation(moving.values[..., :5], MOVING))
     away = sitk.TranslationTransform(3, (500.0, 0.0, 0.0))
-    for evaluate in ("value", "value_and_derivative", "point_derivative"):
+    metric = CosineMetric(fixed, moving)
+    far = point_map(away).map(metric.points_mm)
+    for call, argument in ((metric.value, away), (metric.value_and_derivative, away), (metric.at_points, far)):
         with pytest.raises(RegistrationError, match="none of 1716 sample points falls inside the moving image"):
-            getattr(CosineMetric(fixed, moving), evaluate)(away)
+            call(argument)
     with pytest.raises(RegistrationError, match="inside the fixed image and its mask"):
         CosineMetric(fixed, moving, fixed_mask=FIXED.image())
     with pytest.raises(ShapeError, match="a mask has one number a voxel; vector"):

@@ -129,10 +129,6 @@ class CosineMetric:
         derivative /= -self._count(valid)
         return -total / valid, derivative
 
-    def point_derivative(self, transform: sitk.Transform) -> tuple[float, NDArray[np.float64], Points]:
-        """Negated mean cosine, and what each sample point contributes; see `at_points`."""
-        return self.at_points(point_map(transform).map(self._samples.points))
-
     def at_points(self, mapped_mm: Points) -> tuple[float, NDArray[np.float64], Points]:
         """Evaluate with the sample points moved to given places, for transforms that are no SimpleITK object.
 
