@@ -14,12 +14,12 @@ from scipy import ndimage
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 from dsir_metric_train import loop  # noqa: E402
-from dsir_metric_train.augment import Appearance, bezier_curve, random_appearance, smooth_noise  # noqa: E402
 from dsir_metric_train.loop import load_network, train  # noqa: E402
 from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
-from dsir_metric_train.sources import LabelMaps, Placement, Scans, Shapes, Source, find_images  # noqa: E402
+from dsir_metric_train.views import Appearance, LabelMaps, Placement, Scans, Shapes, Source, find_images  # noqa: E402
+from dsir_metric_train.views.appearance import bezier_curve, random_appearance, smooth_noise  # noqa: E402
 
 from dsir_metric.config import from_dict, load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402

@@ -19,7 +19,7 @@ from dsir_metric.io import prepare_folder
 from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
-from dsir_metric_train.sources import Source
+from dsir_metric_train.views import Source
 
 __all__ = ["Contrast", "ViewPairs", "load_network", "train"]
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError
-from dsir_metric_train.augment import Appearance
 from dsir_metric_train.model import ModelConfig
-from dsir_metric_train.sources import LabelMaps, Placement, Scans, Shapes, Source, find_images
+from dsir_metric_train.views import Appearance, LabelMaps, Placement, Scans, Shapes, Source, find_images
 
 __all__ = ["DataSource", "Optimisation", "Recipe"]
 

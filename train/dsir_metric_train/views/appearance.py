@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Appearance", "bezier_curve", "random_appearance", "smooth_noise"]
+from dsir_metric_train.views.placement import Volume
 
-Volume = NDArray[np.float32]
+__all__ = ["Appearance", "bezier_curve", "random_appearance", "smooth_noise"]
 
 
 @dataclass(frozen=True)

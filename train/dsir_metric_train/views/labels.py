@@ -1,0 +1,52 @@
+"""Views of label maps painted at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dsir_metric.io import read_labels
+from dsir_metric_train.views.appearance import Appearance
+from dsir_metric_train.views.paint import paint_both
+from dsir_metric_train.views.placement import Placement, Views, inside
+from dsir_metric_train.views.scans import check_volume, isotropic
+
+__all__ = ["LabelMaps"]
+
+
+class LabelMaps:
+    """Label maps painted twice with random intensities: geometry shared, contrast not even monotone.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Integer 3-D label maps; 0 is background.
+    placement : Placement
+    appearance : Appearance
+    strip_above : int
+        Labels at or above this value (skull, skin) are removed in half of the draws; 0 never removes any.
+
+    Raises
+    ------
+    DataError, ShapeError, GeometryError
+        If a file is none that `read_labels` takes, is smaller than a crop, or holds no label.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], placement: Placement, appearance: Appearance, strip_above: int = 0
+    ) -> None:
+        self.placement, self.appearance, self.strip_above = placement, appearance, strip_above
+        self.maps = [isotropic(read_labels(file), 1.0, labels=True).astype(np.int16) for file in files]
+        for labels, file in zip(self.maps, files, strict=True):
+            check_volume(labels, placement, file)
+
+    def draw(self, rng: np.random.Generator) -> Views:
+        """A random crop of a random map, painted twice."""
+        labels = self.maps[int(rng.integers(len(self.maps)))]
+        matrix, warp = self.placement.draw(rng)
+        first, second = self.placement.cut_both(labels, inside(rng, labels), matrix, warp, order=0)
+        if self.strip_above and rng.uniform() < 0.5:
+            first, second = (np.where(c >= self.strip_above, 0, c) for c in (first, second))
+        return paint_both(rng, first, second, self.appearance, warp)

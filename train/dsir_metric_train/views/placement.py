@@ -1,0 +1,121 @@
+"""Two views of one anatomy, where they lie, and what draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+__all__ = ["BACKGROUND", "Affine", "Placement", "Source", "Views", "Volume", "inside"]
+
+Volume = NDArray[np.float32]
+Affine = NDArray[np.float64]
+BACKGROUND = 0.05  # up to here a voxel is background, of a scan in [0, 1] and of a label map alike
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of one anatomy.
+
+    Parameters
+    ----------
+    first, second : ndarray of float32, shape (z, y, x), in [0, 1]
+    foreground : ndarray of bool, shape (z, y, x)
+        Where the anatomy is in the first view.
+    warp : ndarray, shape (3, 4)
+        Affine map from voxels of the first view to voxels of the second, z, y, x; the identity in the paper.
+    """
+
+    first: Volume
+    second: Volume
+    foreground: NDArray[np.bool_]
+    warp: Affine
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Size and random pose of a pair of crops.
+
+    Parameters
+    ----------
+    crop : int
+        Edge of the cubic crop in voxels, a multiple of 8.
+    spacing_mm : tuple of float
+        Smallest and largest voxel size a crop is seen at.
+    rotation_deg : float
+        Largest turn of both views about each axis.
+    relative_rotation_deg, relative_scale, relative_shift_vox : float
+        Largest turn, log scale and shift of the second view against the first, about and along each axis. Zero in the
+        paper; otherwise the voxel grid of one view is no cue for matching the other.
+    """
+
+    crop: int = 48
+    spacing_mm: tuple[float, float] = (1.0, 1.0)
+    rotation_deg: float = 0.0
+    relative_rotation_deg: float = 0.0
+    relative_scale: float = 0.0
+    relative_shift_vox: float = 0.0
+
+    @property
+    def middle(self) -> NDArray[np.float64]:
+        """Continuous index of the centre of a crop."""
+        return np.full(3, (self.crop - 1) / 2)
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], Affine]:
+        """A 3 x 3 matrix from voxel steps of the first view to mm, and the warp from first to second (`Views`)."""
+        spacing = float(np.exp(rng.uniform(*np.log(self.spacing_mm))))
+        relative = _rotation(rng, self.relative_rotation_deg) @ np.diag(
+            np.exp(rng.uniform(-1, 1, 3) * self.relative_scale)
+        )
+        shift = rng.uniform(-1, 1, 3) * self.relative_shift_vox
+        offset = self.middle + shift - relative @ self.middle
+        return _rotation(rng, self.rotation_deg) * spacing, np.concatenate([relative, offset[:, None]], axis=1)
+
+    def cut(
+        self, volume: NDArray[np.generic], centre: NDArray[np.float64], matrix: NDArray[np.float64], order: int
+    ) -> Volume:
+        """The crop whose voxel i lies at centre + matrix (i - middle), in voxels of `volume` (z, y, x)."""
+        offset = centre - matrix @ self.middle
+        crop: Volume = ndimage.affine_transform(volume, matrix, offset, (self.crop,) * 3, order=order, cval=0.0)
+        return crop
+
+    def cut_both(
+        self,
+        volume: NDArray[np.generic],
+        centre: NDArray[np.float64],
+        matrix: NDArray[np.float64],
+        warp: Affine,
+        order: int,
+    ) -> tuple[Volume, Volume]:
+        """First and second crop; voxel i of the first is the same anatomy as warp(i) of the second."""
+        back = np.linalg.inv(warp[:, :3])
+        middle = back @ (self.middle - warp[:, 3])  # of the second view, as an index of the first
+        first = self.cut(volume, centre, matrix, order)
+        return first, self.cut(volume, centre + matrix @ (middle - self.middle), matrix @ back, order)
+
+
+def _rotation(rng: np.random.Generator, largest_deg: float) -> NDArray[np.float64]:
+    angles = np.deg2rad(rng.uniform(-1, 1, 3) * largest_deg)
+    return np.reshape(sitk.Euler3DTransform((0, 0, 0), *angles.tolist()).GetMatrix(), (3, 3))
+
+
+class Source(Protocol):
+    """Anything that draws views; the same generator state draws the same views."""
+
+    def draw(self, rng: np.random.Generator) -> Views:
+        """Two views of a random anatomy."""
+        ...
+
+
+def inside(rng: np.random.Generator, volume: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Index (z, y, x) of a random foreground voxel."""
+    flat = volume.reshape(-1)
+    for _ in range(64):
+        k = int(rng.integers(flat.size))
+        if flat[k] > BACKGROUND:
+            break
+    return np.array(np.unravel_index(k, volume.shape), float)
