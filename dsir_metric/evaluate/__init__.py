@@ -1,5 +1,6 @@
-"""Scores of a registration."""
+"""Scores of a registration, and of the representations it compares."""
 
 from dsir_metric.evaluate.overlap import dice
+from dsir_metric.evaluate.retrieval import Retrieval, retrieval
 
-__all__ = ["dice"]
+__all__ = ["Retrieval", "dice", "retrieval"]

@@ -165,7 +165,7 @@ class MasrNet(nn.Module):
 
     def describe(self, h: Tensor) -> Tensor:
         """Descriptors, (batch, channels, z, y, x), unit length along axis 1, of a feature map."""
-        d: Tensor = self.head(self.embed(h))
+        d: Tensor = self.head(self.embed(h)).to(h.dtype)  # the head may run in half precision, lengths may not
         return d * torch.rsqrt((d * d).sum(dim=1, keepdim=True) + 1e-12)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -77,6 +77,9 @@ class Optimisation:
         Contrast both ways; the paper goes from the image to the augmented image.
     both_views : bool
         Transform the first view too; the paper leaves it as it is.
+    precision : str
+        "single", or "mixed": the two convolutions after the self-similarities, three quarters of the work, in
+        bfloat16. The self-similarities are differences of near values and always in single precision.
     chunk : int
         Steps between checkpoints; the resume points of a run.
     seed : int
@@ -90,6 +93,7 @@ class Optimisation:
     temperature: float = 0.07
     symmetric: bool = False
     both_views: bool = False
+    precision: Literal["single", "mixed"] = "single"
     chunk: int = 100
     seed: int = 0
 
