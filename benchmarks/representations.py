@@ -1,0 +1,122 @@
+"""Representations by name, for benchmarks: models of this project, MIND-SSC, and raw intensity patches.
+
+All of them go the same way: same grids, same intensity rules, same cosine. Only the descriptor differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dsir_metric.geometry import Grid
+from dsir_metric.represent import IntensityRule, Representation, Representer, represent_pair, resolve_intensity
+
+Values = NDArray[np.float32]
+Describe = Callable[[Values], Values]
+
+# The six neighbours, z, y, x; the twelve pairs of them that lie sqrt(2) apart (two on one axis lie 2 apart).
+NEIGHBOURS = tuple(tuple(sign * (axis == k) for k in range(3)) for axis in (2, 1, 0) for sign in (-1, 1))
+PAIRS = tuple((a, b) for a, b in combinations(range(6), 2) if a // 2 != b // 2)
+
+
+def mind_ssc(volume: Values, radius: int = 1, dilation: int = 2) -> Values:
+    """Self-similarity context of a volume, as published.
+
+    Parameters
+    ----------
+    volume : ndarray of float32, shape (z, y, x)
+        Intensities; a linear change of them changes nothing.
+    radius : int
+        Of the box over which squared differences are averaged, voxels.
+    dilation : int
+        Distance of the six neighbours, voxels.
+
+    Returns
+    -------
+    ndarray of float32, shape (z, y, x, 12)
+        exp(-d / v) in (0, 1], in the order of `PAIRS`; 1 for the most similar pair. d is the mean squared difference
+        of the boxes around two neighbours less the smallest of the twelve, v the mean of the twelve d, held within
+        [0.001, 1000] times its mean over the volume. Edge values are repeated outside.
+
+    References
+    ----------
+    Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities,
+    MICCAI 2013.
+    """
+    six = [_shifted(volume, np.multiply(dilation, step)) for step in NEIGHBOURS]
+    distance = np.empty((*volume.shape, len(PAIRS)), np.float32)
+    for k, (a, b) in enumerate(PAIRS):
+        distance[..., k] = ndimage.uniform_filter((six[a] - six[b]) ** 2, 2 * radius + 1, mode="nearest")
+    distance -= distance.min(axis=-1, keepdims=True)
+    variance = distance.mean(axis=-1, keepdims=True)
+    typical = max(float(variance.mean(dtype=float)), 1e-30)  # a constant volume: all similarities are 1
+    return np.exp(-distance / np.clip(variance, 0.001 * typical, 1000 * typical))
+
+
+def patches(volume: Values) -> Values:
+    """The 27 intensities of each 3^3 neighbourhood less their mean, unit length; zero where all are equal."""
+    steps = product((-1, 0, 1), repeat=3)
+    values = np.stack([_shifted(volume, step) for step in steps], axis=-1)
+    values -= values.mean(axis=-1, keepdims=True)
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.where(length > 1e-6, values / np.maximum(length, 1e-6), np.float32(0))
+
+
+def represent(
+    name: str, fixed: sitk.Image, moving: sitk.Image, spacing_mm: float | None = None, threads: int | None = 1
+) -> tuple[Representation, Representation]:
+    """Both scans under the representation `name`, on the grids of `represent_pair`.
+
+    Parameters
+    ----------
+    name : str
+        "mind", "patch", or what `Representer` takes: a shipped model or the path of an ONNX model.
+    fixed, moving : sitk.Image
+        Scalar 3-D scans.
+    spacing_mm : float or None
+        Edge of the voxels, mm; chosen from the scans by default.
+    threads : int or None
+        CPU threads of a model.
+    """
+    describe = HANDMADE.get(name)
+    representer = Representer(name, threads=threads) if describe is None else Handmade(name, describe)
+    return represent_pair(fixed, moving, representer, spacing_mm=spacing_mm)
+
+
+@dataclass(frozen=True)
+class Handmade:
+    """What `represent_pair` asks of a `Representer`, with any function from a volume to descriptors.
+
+    Parameters
+    ----------
+    name : str
+    describe : callable
+        From intensities in [0, 1], (z, y, x) float32, to descriptors (z, y, x, channels).
+    """
+
+    name: str
+    describe: Describe
+
+    def rule(self, values: Values, intensity: str = "auto") -> IntensityRule:
+        """The intensity rule that the models use too."""
+        return resolve_intensity(values, intensity)
+
+    def __call__(self, image: sitk.Image, rule: IntensityRule) -> Representation:
+        """Describe a scan on its own grid."""
+        values = self.describe(rule.apply(sitk.GetArrayViewFromImage(image)))
+        return Representation(np.ascontiguousarray(values, np.float32), Grid.of(image), {"model": self.name})
+
+
+def _shifted(volume: Values, step: tuple[int, ...]) -> Values:
+    """What lies `step` voxels (z, y, x) from each voxel, edge values repeated outside."""
+    index = [np.clip(np.arange(n) + s, 0, n - 1) for n, s in zip(volume.shape, step, strict=True)]
+    return volume[np.ix_(*index)]
+
+
+HANDMADE: dict[str, Describe] = {"mind": mind_ssc, "patch": patches}
