@@ -10,12 +10,13 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import DataError, GeometryError, RegistrationError
+from dsir_metric.errors import DataError, GeometryError, RegistrationError, ShapeError
 from dsir_metric.evaluate import dice
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import STAGES, Progress, RegisterConfig, RegistrationResult, SearchConfig, pipeline, register
 from dsir_metric.register.state import State
+from dsir_metric.represent import Representer, represent_pair
 
 IDENTITY = sitk.Transform(3, sitk.sitkIdentity)
 CONFIG = RegisterConfig(device="cpu", threads=1)
@@ -206,6 +207,15 @@ def test_another_start_is_kept_behind(pair: PhantomPair) -> None:
     assert not kept.IsLinear()
     assert apart_mm(kept, moving_away, Grid.of(pair.fixed)) == 0.0
     assert apart_mm(sitk.CompositeTransform([kept, changed]), came.transform, Grid.of(pair.fixed)) < 1e-9
+
+
+def test_representations_made_before(pair: PhantomPair) -> None:
+    made = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
+    came = register(pair.fixed, pair.moving, replace(RIGID, model="is never opened"), representations=made)
+    assert apart_mm(came.transform, register(pair.fixed, pair.moving, RIGID).transform, Grid.of(pair.fixed)) == 0.0
+    narrow = replace(made[1], values=made[1].values[..., :12])
+    with pytest.raises(ShapeError, match="fixed has 24 channels and moving 12"):
+        register(pair.fixed, pair.moving, RIGID, representations=(made[0], narrow))
 
 
 def test_images_in_different_places(pair: PhantomPair) -> None:

@@ -25,7 +25,7 @@ from dsir_metric.register.result import Progress, RegistrationResult, StageRepor
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN, Problem
 from dsir_metric.register.state import State
-from dsir_metric.represent import Representer, represent_pair
+from dsir_metric.represent import Representation, Representer, represent_pair
 from dsir_metric.represent.foreground import foreground
 
 __all__ = ["register"]
@@ -47,6 +47,7 @@ def register(
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     initial_transform: sitk.Transform | None = None,
+    representations: tuple[Representation, Representation] | None = None,
     on_progress: OnProgress | None = None,
 ) -> RegistrationResult:
     """Register two scans of any modality.
@@ -62,6 +63,9 @@ def register(
         Points that map outside it do not count; on the grid of `moving`.
     initial_transform : sitk.Transform, optional
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
+    representations : tuple of Representation, optional
+        Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
+        model, spacing and intensities of `config` then play no part.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
@@ -72,14 +76,16 @@ def register(
     Raises
     ------
     ShapeError, GeometryError, DataError
-        If an image or mask is unusable.
+        If an image or mask is unusable, or the representations have different numbers of channels.
     RegistrationError
         If the images do not overlap and the stages cannot bring them together.
     """
     config = config or RegisterConfig()
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     with _threads(config.threads):
-        return _register(fixed, moving, config, fixed_mask, moving_mask, initial_transform, on_progress)
+        return _register(
+            fixed, moving, config, fixed_mask, moving_mask, initial_transform, representations, on_progress
+        )
 
 
 @contextmanager
@@ -101,12 +107,14 @@ def _register(
     fixed_mask: sitk.Image | None,
     moving_mask: sitk.Image | None,
     initial_transform: sitk.Transform | None,
+    representations: tuple[Representation, Representation] | None,
     on_progress: OnProgress | None,
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     with clock.stage("represent"):
-        problem = _prepare(fixed, moving, config, fixed_mask, moving_mask, state)
+        pair = representations or _represented(fixed, moving, config)
+        problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
@@ -178,20 +186,10 @@ def _start(initial: sitk.Transform | None) -> State:
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
-def _prepare(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    config: RegisterConfig,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    start: State,
-) -> Problem:
-    """Represent both scans once and build the levels."""
-    if fixed_mask is not None:
-        fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
-    if moving_mask is not None:
-        moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
-    pair = represent_pair(
+def _represented(
+    fixed: sitk.Image, moving: sitk.Image, config: RegisterConfig
+) -> tuple[Representation, Representation]:
+    return represent_pair(
         fixed,
         moving,
         Representer(config.model, config.device, config.threads),
@@ -199,6 +197,22 @@ def _prepare(
         fixed_intensity=config.fixed_intensity,
         moving_intensity=config.moving_intensity,
     )
+
+
+def _prepare(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    pair: tuple[Representation, Representation],
+    config: RegisterConfig,
+    fixed_mask: sitk.Image | None,
+    moving_mask: sitk.Image | None,
+    start: State,
+) -> Problem:
+    """Check the masks and build the levels."""
+    if fixed_mask is not None:
+        fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
+    if moving_mask is not None:
+        moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
     mask = _body(fixed, fixed_mask, pair[0].grid)
     levels = pyramid(Level(*pair, mask, moving_mask, start.after))
     linear_level = next((lv for lv in reversed(levels) if lv.spacing_mm >= _LINEAR_MM), levels[0])
