@@ -24,7 +24,7 @@ def reach(network: MasrNet, size: int) -> int:
 
 
 @pytest.mark.parametrize("convolutions", [1, 2])
-@pytest.mark.parametrize("dilations", [(1,), (1, 3)])
+@pytest.mark.parametrize("dilations", [(), (1,), (1, 3)])
 def test_receptive_field_is_what_it_says(convolutions: int, dilations: tuple[int, ...]) -> None:
     network = make(widths=(2, 3), features=2, convolutions=convolutions, dilations=dilations)
     assert reach(network, 2 * network.config.receptive_field + 6) == network.config.receptive_field
@@ -64,3 +64,11 @@ def test_squeeze_is_a_linear_layer_over_the_features(shared: bool) -> None:
     weight, bias = network.squeeze.expand(3, 24), network.squeeze_bias.expand(24)
     expected = torch.einsum("brfzyx,fr->brzyx", stacked, weight) + bias.view(1, 24, 1, 1, 1)
     torch.testing.assert_close(network.embed(h), expected)
+
+
+def test_without_self_similarity_the_head_sees_the_features() -> None:
+    network = make(widths=(2, 3), features=3, dilations=())
+    h = torch.randn(1, 3, 4, 5, 6, dtype=torch.float64)
+    described = network.head(h)
+    torch.testing.assert_close(network.describe(h), described / described.norm(dim=1, keepdim=True))
+    assert network.squeeze.numel() == network.squeeze_bias.numel() == 0

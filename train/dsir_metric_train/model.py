@@ -26,7 +26,8 @@ class ModelConfig:
     features : int
         C_h, channels of the feature map the self-similarities are taken of. The paper's text is silent.
     dilations : tuple of int
-        Neighbourhood layouts; the paper uses a direct (1) and a dilated one, whose dilation it does not state.
+        Neighbourhood layouts; the paper uses a direct (1) and a dilated one, whose dilation it does not state. Empty, the
+        self-similarity is left out and the head is given the feature map itself (an ablation, table 5 of the paper).
     channels : int
         C_d = 24 in the paper.
     slope : float
@@ -67,7 +68,7 @@ class ModelConfig:
     @property
     def head_reach(self) -> int:
         """The part of `receptive_field` that comes after the feature map: neighbours and two 3^3 convolutions."""
-        return max(self.dilations) + 2
+        return max(self.dilations, default=0) + 2
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for a checkpoint or a card."""
@@ -123,12 +124,14 @@ class MasrNet(nn.Module):
         self.up = nn.ModuleList([Level(widths[k] + widths[k + 1], widths[k], c) for k in range(len(widths) - 1)])
         self.out = nn.Conv3d(widths[0], c.features, 3, padding=1)
         self.count = len(PAIRS) * len(c.dilations)
-        self.squeeze = nn.Parameter(torch.full((c.features, 1 if c.shared_squeeze else self.count), 1 / c.features))
-        self.squeeze_bias = nn.Parameter(torch.zeros(1 if c.shared_squeeze else self.count))
+        columns = min(1, self.count) if c.shared_squeeze else self.count
+        self.squeeze = nn.Parameter(torch.full((c.features, columns), 1 / c.features))
+        self.squeeze_bias = nn.Parameter(torch.zeros(columns))
+        hidden = self.count or c.channels
         self.head = nn.Sequential(
-            nn.Conv3d(self.count, self.count, 3, padding=1),
+            nn.Conv3d(self.count or c.features, hidden, 3, padding=1),
             nn.LeakyReLU(c.slope),
-            nn.Conv3d(self.count, c.channels, 3, padding=1),
+            nn.Conv3d(hidden, c.channels, 3, padding=1),
         )
 
     def extract(self, x: Tensor) -> Tensor:
@@ -146,7 +149,12 @@ class MasrNet(nn.Module):
         return h
 
     def embed(self, h: Tensor) -> Tensor:
-        """Compact structural embedding h^c, (batch, 24, z, y, x): squeezed self-similarities of the feature map."""
+        """Compact structural embedding h^c, (batch, 24, z, y, x): squeezed self-similarities of the feature map.
+
+        Without `ModelConfig.dilations` it is the feature map.
+        """
+        if not self.config.dilations:
+            return h
         out, index = [], 0
         for dilation in self.config.dilations:
             for relation in relations(h, dilation, self.config.epsilon):
