@@ -18,7 +18,17 @@ from dsir_metric_train.loop import load_network, train  # noqa: E402
 from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
-from dsir_metric_train.views import Appearance, LabelMaps, Placement, Scans, Shapes, Source, find_images  # noqa: E402
+from dsir_metric_train.views import (  # noqa: E402
+    Appearance,
+    Bodies,
+    LabelMaps,
+    Paint,
+    Placement,
+    Scans,
+    Shapes,
+    Source,
+    find_images,
+)
 from dsir_metric_train.views.appearance import bezier_curve, random_appearance, smooth_noise  # noqa: E402
 
 from dsir_metric.config import from_dict, load_toml  # noqa: E402
@@ -28,6 +38,7 @@ from dsir_metric.phantom import make_pair  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "train" / "recipes"
 PLAIN = Appearance(invert=0.0)
+LAWS = Paint(mr=1, ct=1, us=1, detail=0.1)
 SMALL = Placement(crop=16, spacing_mm=(1.0, 2.0), rotation_deg=15, relative_rotation_deg=8, relative_shift_vox=2)
 
 
@@ -121,8 +132,9 @@ def test_crop_has_the_drawn_voxel_size_and_no_warp_by_default() -> None:
 def sources(data: Path) -> dict[str, Source]:
     return {
         "scans": Scans(find_images(data, ["*"]), SMALL, Appearance(), True),
-        "labels": LabelMaps(find_images(data, ["labels/*"]), SMALL, Appearance(), strip_above=2),
-        "shapes": Shapes(SMALL, Appearance()),
+        "labels": LabelMaps(find_images(data, ["labels/*"]), SMALL, LAWS, Appearance(), strip_above=2),
+        "shapes": Shapes(SMALL, LAWS, Appearance()),
+        "bodies": Bodies(SMALL, LAWS, Appearance()),
     }
 
 
@@ -158,8 +170,8 @@ def test_paper_leaves_the_first_view_as_it_is(data: Path) -> None:
 
 def test_voxel_size_may_be_assumed(data: Path) -> None:
     scans = Scans(find_images(data, ["a.nii.gz"]), Placement(crop=16), PLAIN, False, assume_spacing_mm=1.0)
-    assert scans.volumes[0][0].shape == (24, 26, 28)
-    assert Scans(find_images(data, ["a.nii.gz"]), Placement(16), PLAIN, False).volumes[0][0].shape == (58, 57, 56)
+    assert scans.read(data / "a.nii.gz")[0].shape == (24, 26, 28)
+    assert Scans([], Placement(16), PLAIN, False).read(data / "a.nii.gz")[0].shape == (58, 57, 56)
 
 
 def test_images_are_found_by_pattern(data: Path, tmp_path: Path) -> None:
@@ -356,7 +368,7 @@ def test_bad_images_are_named_before_training(data: Path, tmp_path: Path) -> Non
         run(recipe(tmp_path, files="broken.*"), tmp_path / "out", tmp_path)
     sitk.WriteImage(grid.image(), str(tmp_path / "empty.mha"))
     with pytest.raises(DataError, match=r"empty\.mha: is all background"):
-        LabelMaps([tmp_path / "empty.mha"], SMALL, PLAIN)
+        LabelMaps([tmp_path / "empty.mha"], SMALL, LAWS, PLAIN)
     with pytest.raises(DataError, match="no NIfTI"):
         run(recipe(tmp_path, files="nothing*"), tmp_path / "out", tmp_path)
     assert not (tmp_path / "out" / "last.ckpt").exists()

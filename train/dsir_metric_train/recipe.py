@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.model import ModelConfig
-from dsir_metric_train.views import Appearance, LabelMaps, Placement, Scans, Shapes, Source, find_images
+from dsir_metric_train.views import (
+    Appearance,
+    Bodies,
+    LabelMaps,
+    Paint,
+    Placement,
+    Scans,
+    Shapes,
+    Source,
+    find_images,
+)
 
 __all__ = ["DataSource", "Optimisation", "Recipe"]
 
@@ -24,9 +34,10 @@ class DataSource:
     Parameters
     ----------
     kind : str
-        "scans" (one view and its intensity transformation), "labels" (label maps painted at random) or "shapes".
+        "scans" (one view and its intensity transformation), "labels" (label maps painted at random), "shapes" or
+        "bodies" (made at random and painted likewise).
     files : tuple of str
-        Glob patterns below the data folder; none for "shapes".
+        Glob patterns below the data folder; none for shapes and bodies.
     weight : float
         Share of the draws, relative to the other sources.
     intensity : str
@@ -39,7 +50,7 @@ class DataSource:
         Recorded in the model card.
     """
 
-    kind: Literal["scans", "labels", "shapes"]
+    kind: Literal["scans", "labels", "shapes", "bodies"]
     files: tuple[str, ...] = ()
     weight: float = 1.0
     intensity: str = "auto"
@@ -49,7 +60,7 @@ class DataSource:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if (self.kind == "shapes") == bool(self.files):
+        if (self.kind in ("shapes", "bodies")) == bool(self.files):
             raise ConfigError(
                 f"a source of kind {self.kind!r} with files {list(self.files)}: scans and labels need some"
             )
@@ -110,6 +121,7 @@ class Recipe:
     name: str = "masrnet"
     model: ModelConfig = field(default_factory=ModelConfig)
     placement: Placement = field(default_factory=Placement)
+    paint: Paint = field(default_factory=Paint)
     appearance: Appearance = field(default_factory=Appearance)
     optimisation: Optimisation = field(default_factory=Optimisation)
 
@@ -126,11 +138,12 @@ class Recipe:
         return [self._open(source, root) for source in self.sources]
 
     def _open(self, source: DataSource, root: Path) -> Source:
-        if source.kind == "shapes":
-            return Shapes(self.placement, self.appearance)
+        if source.kind in ("shapes", "bodies"):
+            made = Shapes if source.kind == "shapes" else Bodies
+            return made(self.placement, self.paint, self.appearance)
         files = find_images(root, source.files)
         if source.kind == "labels":
-            return LabelMaps(files, self.placement, self.appearance, source.strip_above)
+            return LabelMaps(files, self.placement, self.paint, self.appearance, source.strip_above)
         both = self.optimisation.both_views
         return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm)
 

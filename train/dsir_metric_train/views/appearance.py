@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric_train.views.placement import Volume
@@ -23,19 +24,28 @@ class Appearance:
         Probability delta of equation 3 that the intensity is inverted.
     control_points : int
         n + 1 control points of the Bezier curve, uniform in [0, 1] (equation 2; the paper's n is 3).
+    gamma : float
+        Largest size of the logarithm of an exponent on the intensity.
     bias : float
         Largest amplitude (log units) of a smooth multiplicative field.
     noise : float
-        Largest standard deviation of Gaussian noise, in units of the intensity range.
+        Largest standard deviation of noise, in units of the intensity range; Rician in half of the views.
     blur_vox : float
         Largest standard deviation of a Gaussian blur, in voxels.
+    slices_vox : float
+        Thickest slices along one axis, in voxels; in a quarter of the views.
+    ghosting : float
+        Largest share of a displaced copy (periodic motion along one axis); in a quarter of the views.
     """
 
     invert: float = 0.5
     control_points: int = 4
+    gamma: float = 0.0
     bias: float = 0.0
     noise: float = 0.0
     blur_vox: float = 0.0
+    slices_vox: float = 0.0
+    ghosting: float = 0.0
 
 
 def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int = 256) -> tuple[Volume, Volume]:
@@ -53,14 +63,15 @@ def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Volume:
     """A smooth random field in [-1, 1] on `shape` (z, y, x), drawn on `cells` nodes an axis."""
-    coarse = rng.uniform(-1, 1, (cells,) * 3).astype(np.float32)
-    grid = np.meshgrid(*[np.linspace(0, cells - 1, n, dtype=np.float32) for n in shape], indexing="ij")
-    field: Volume = ndimage.map_coordinates(coarse, grid, order=1, mode="nearest")
+    field: Volume = rng.uniform(-1, 1, (cells,) * 3).astype(np.float32)
+    for n in shape:  # linear along one axis after the other; the axes come round in order
+        weights = _hat(np.linspace(0, cells - 1, n), np.arange(cells), 1.0)
+        field = np.tensordot(field, weights, axes=(0, 1))
     return field
 
 
 def random_appearance(rng: np.random.Generator, image: Volume, rule: Appearance, *, curve: bool = True) -> Volume:
-    """One view of `image`: curve and inversion inside the foreground range, then bias, blur and noise.
+    """One view of `image`: curve and inversion, then what a scanner adds.
 
     Parameters
     ----------
@@ -78,11 +89,51 @@ def random_appearance(rng: np.random.Generator, image: Volume, rule: Appearance,
     if curve:
         source = 1 - image if rng.uniform() <= rule.invert else image
         out = np.interp(source, *bezier_curve(rng, rule.control_points)).astype(np.float32)
+    if rule.gamma:
+        out = np.clip(out, 0, 1) ** np.float32(np.exp(rng.uniform(-rule.gamma, rule.gamma)))
     if rule.bias:
         out = out * np.exp(rng.uniform(0, rule.bias) * smooth_noise(rng, image.shape, int(rng.integers(2, 5))))
     if rule.blur_vox:
         sigma = rng.uniform(0, rule.blur_vox)
         out = ndimage.gaussian_filter(out, sigma, truncate=2.5) if sigma > 0.3 else out
+    if rule.slices_vox and rng.uniform() < 0.25:
+        out = _thick_slices(rng, out, rng.uniform(1.5, max(1.5, rule.slices_vox)))
+    if rule.ghosting and rng.uniform() < 0.25:
+        out = _ghosts(rng, out, rng.uniform(0, rule.ghosting))
     if rule.noise:
-        out = out + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, rule.noise))
+        out = _noisy(rng, out, rng.uniform(0, rule.noise))
     return np.clip(out, 0, 1).astype(np.float32)
+
+
+def _hat(at: NDArray[np.number], nodes: NDArray[np.number], spacing: float) -> Volume:
+    """Weights, (at, nodes), of linear interpolation between evenly spaced nodes; the end nodes reach outwards."""
+    at = np.clip(at, nodes[0], nodes[-1])
+    weights: Volume = np.maximum(0, 1 - np.abs(at[:, None] - nodes[None]) / spacing).astype(np.float32)
+    return weights
+
+
+def _thick_slices(rng: np.random.Generator, image: Volume, thickness: float) -> Volume:
+    """`image` seen through slices `thickness` voxels apart and thick along one axis, and interpolated back."""
+    axis = int(rng.integers(3))
+    voxels = np.arange(image.shape[axis])
+    slices = np.arange(rng.uniform(0, thickness), voxels[-1] + 0.5, thickness)
+    profile = np.exp(-0.5 * ((slices[:, None] - voxels) / (thickness / 2.355)) ** 2)
+    seen = _hat(voxels, slices, thickness) @ (profile / profile.sum(axis=1, keepdims=True)).astype(np.float32)
+    out: Volume = np.moveaxis(np.tensordot(seen, image, axes=(1, axis)), 0, axis)
+    return out
+
+
+def _ghosts(rng: np.random.Generator, image: Volume, share: float) -> Volume:
+    """Displaced copies on both sides along one axis, as periodic motion leaves them."""
+    axis = int(rng.integers(3))
+    step = int(rng.integers(image.shape[axis] // 6, image.shape[axis] // 2))
+    copies = np.roll(image, step, axis) + np.roll(image, -step, axis)
+    return ((1 - share) * image + 0.5 * share * copies).astype(np.float32)
+
+
+def _noisy(rng: np.random.Generator, image: Volume, deviation: float) -> Volume:
+    scale = np.float32(deviation)
+    out: Volume = image + rng.standard_normal(image.shape, np.float32) * scale
+    if rng.uniform() < 0.5:  # magnitude of a complex signal
+        out = np.hypot(out, rng.standard_normal(image.shape, np.float32) * scale)
+    return out

@@ -9,7 +9,7 @@ import numpy as np
 
 from dsir_metric.io import read_labels
 from dsir_metric_train.views.appearance import Appearance
-from dsir_metric_train.views.paint import paint_both
+from dsir_metric_train.views.paint import Paint, paint_both
 from dsir_metric_train.views.placement import Placement, Views, inside
 from dsir_metric_train.views.scans import check_volume, isotropic
 
@@ -24,6 +24,7 @@ class LabelMaps:
     files : sequence of Path
         Integer 3-D label maps; 0 is background.
     placement : Placement
+    paint : Paint
     appearance : Appearance
     strip_above : int
         Labels at or above this value (skull, skin) are removed in half of the draws; 0 never removes any.
@@ -35,9 +36,9 @@ class LabelMaps:
     """
 
     def __init__(
-        self, files: Sequence[Path], placement: Placement, appearance: Appearance, strip_above: int = 0
+        self, files: Sequence[Path], placement: Placement, paint: Paint, appearance: Appearance, strip_above: int = 0
     ) -> None:
-        self.placement, self.appearance, self.strip_above = placement, appearance, strip_above
+        self.placement, self.paint, self.appearance, self.strip_above = placement, paint, appearance, strip_above
         self.maps = [isotropic(read_labels(file), 1.0, labels=True).astype(np.int16) for file in files]
         for labels, file in zip(self.maps, files, strict=True):
             check_volume(labels, placement, file)
@@ -49,4 +50,5 @@ class LabelMaps:
         first, second = self.placement.cut_both(labels, inside(rng, labels), matrix, warp, order=0)
         if self.strip_above and rng.uniform() < 0.5:
             first, second = (np.where(c >= self.strip_above, 0, c) for c in (first, second))
-        return paint_both(rng, first, second, self.appearance, warp)
+        detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]
+        return paint_both(rng, (first, second), detail, self.paint, self.appearance, warp)

@@ -1,37 +1,143 @@
-"""Label crops turned into images."""
+"""Label crops turned into images, by the intensity laws of the modalities."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dsir_metric.errors import ConfigError
 from dsir_metric_train.views.appearance import Appearance, random_appearance, smooth_noise
 from dsir_metric_train.views.placement import Affine, Views, Volume
 
-__all__ = ["paint_both"]
+__all__ = ["Paint", "paint_both"]
+
+
+@dataclass(frozen=True)
+class Paint:
+    """How regions become intensities; each view draws a law of its own.
+
+    Parameters
+    ----------
+    mr, ct, us : float
+        Shares of the laws. mr: any mean for any region. ct: air, fat, soft tissues that hardly differ, bone. us:
+        speckle, boundaries bright where they face the beam, attenuation with depth.
+    texture : float
+        Largest relative amplitude of a texture, drawn for each region and view.
+    detail : float
+        Largest amplitude of fine structure inside the regions that both views share, each with a sign of its own.
+    alike : float
+        Share of regions that look like another one.
+    """
+
+    mr: float = 1.0
+    ct: float = 0.0
+    us: float = 0.0
+    texture: float = 0.15
+    detail: float = 0.0
+    alike: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.mr, self.ct, self.us) < 0 or self.mr + self.ct + self.us <= 0:
+            raise ConfigError("mr, ct and us are shares of the intensity laws: none negative, one at least positive")
 
 
 def paint_both(
     rng: np.random.Generator,
-    first: NDArray[np.number],
-    second: NDArray[np.number],
+    labels: tuple[NDArray[np.number], NDArray[np.number]],
+    detail: tuple[Volume, Volume],
+    paint: Paint,
     appearance: Appearance,
     warp: Affine,
 ) -> Views:
-    """Views of two label crops; each region gets a mean and a texture of its own in each view."""
-    return Views(_paint(rng, first, appearance), _paint(rng, second, appearance), first > 0, warp)
+    """Views of two label crops; each region gets a mean and a texture of its own in each view.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    labels : pair of ndarray of integers, shape (z, y, x)
+        First and second crop; 0 is background.
+    detail : pair of ndarray, shape (z, y, x), in [-1, 1]
+        One field on both crops, the fine structure inside the regions.
+    paint : Paint
+    appearance : Appearance
+        What the scanner adds.
+    warp : ndarray, shape (3, 4)
+        As `Views`.
+    """
+    shares = np.array([paint.mr, paint.ct, paint.us])
+    names, painted = list(_LAWS), []
+    for crop, structure in zip(labels, detail, strict=True):
+        law = _LAWS[names[int(rng.choice(3, p=shares / shares.sum()))]]
+        image = law(rng, crop, structure, paint)
+        painted.append(random_appearance(rng, np.clip(image, 0, 1), appearance, curve=False))
+    return Views(painted[0], painted[1], labels[0] > 0, warp)
 
 
-def _paint(rng: np.random.Generator, labels: NDArray[np.number], appearance: Appearance) -> Volume:
+def _regions(
+    rng: np.random.Generator,
+    labels: NDArray[np.number],
+    detail: Volume,
+    paint: Paint,
+    draw: Callable[[int], NDArray[np.floating]],
+) -> Volume:
+    """Means of `draw` for the regions, with their texture and detail, mixed at the boundaries (partial volume)."""
     values, inverse = np.unique(labels, return_inverse=True)
-    mean = rng.uniform(0.05, 1, values.size).astype(np.float32)
-    same = rng.uniform(size=values.size) < 0.1  # now and then two tissues look alike
+    count, inverse = values.size, inverse.reshape(labels.shape)
+    mean = draw(count).astype(np.float32)
+    same = rng.uniform(size=count) < paint.alike
     mean[same] = rng.choice(mean, int(same.sum()))
     if values[0] == 0 and rng.uniform() < 0.9:
         mean[0] = 0.0
-    image = mean[inverse].reshape(labels.shape)
-    texture = smooth_noise(rng, labels.shape, int(rng.integers(6, 20)))
-    image = image * (1 + np.float32(rng.uniform(0, 0.15)) * texture)
-    image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.8), truncate=2.5)  # partial volume
-    return random_appearance(rng, image, appearance, curve=False)
+    texture = rng.uniform(0, paint.texture, count).astype(np.float32)
+    structure = (rng.uniform(-1, 1, count) * rng.uniform(0, paint.detail)).astype(np.float32)
+    image = mean[inverse] * (1 + texture[inverse] * smooth_noise(rng, labels.shape, int(rng.integers(6, 20))))
+    if paint.detail:
+        image = image + structure[inverse] * np.minimum(1, 4 * mean)[inverse] * detail
+    mixed: Volume = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.8), truncate=2.5)
+    return mixed
+
+
+def _mr(rng: np.random.Generator, labels: NDArray[np.number], detail: Volume, paint: Paint) -> Volume:
+    return _regions(rng, labels, detail, paint, lambda n: rng.uniform(0.05, 1, n))
+
+
+def _ct(rng: np.random.Generator, labels: NDArray[np.number], detail: Volume, paint: Paint) -> Volume:
+    """Air, fat, soft tissue and bone, for a random window; noise in small clumps."""
+    soft, spread, fat = rng.uniform(0.2, 0.6), rng.uniform(0.02, 0.08), rng.uniform(0.05, 0.15)
+
+    def means(count: int) -> NDArray[np.floating]:
+        kind = rng.choice(4, count, p=[0.1, 0.2, 0.55, 0.15])
+        drawn = [
+            rng.uniform(0, 0.1, count),
+            soft - fat + rng.normal(0, 0.02, count),
+            soft + rng.normal(0, spread, count),
+            rng.uniform(soft + 0.15, 1, count),
+        ]
+        return np.clip(np.choose(kind, drawn), 0, 1)
+
+    image = _regions(rng, labels, 0.5 * detail, paint, means)
+    clumps = ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), 0.7, truncate=2.5)
+    noisy: Volume = image + np.float32(rng.uniform(0, 0.05)) * clumps
+    return noisy
+
+
+def _us(rng: np.random.Generator, labels: NDArray[np.number], detail: Volume, paint: Paint) -> Volume:
+    """Echoes of scatterers and boundaries along a beam, attenuated with depth, compressed."""
+    scatter = _regions(rng, labels, detail, paint, lambda n: rng.uniform(0.02, 0.6, n))
+    beam = rng.standard_normal(3)
+    beam /= np.linalg.norm(beam)
+    facing = np.abs(sum(b * g for b, g in zip(beam, np.gradient(scatter), strict=True)))
+    grain = [ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), 0.8) for _ in range(2)]
+    speckle = np.hypot(*grain) / np.float32(np.hypot(*(g.std() for g in grain)))
+    depth = np.tensordot(beam, np.indices(labels.shape, np.float32), 1) / labels.shape[0]
+    strength = np.float32(rng.uniform(0.2, 0.8))
+    echo = scatter * ((1 - strength) + strength * speckle) + rng.uniform(0, 3) * facing
+    echo = echo * np.exp(-rng.uniform(0, 1.5) * depth)
+    return np.asarray(np.clip(echo, 0, 1) ** rng.uniform(0.4, 0.9), np.float32)
+
+
+_LAWS = {"mr": _mr, "ct": _ct, "us": _us}

@@ -97,6 +97,20 @@ class Placement:
         first = self.cut(volume, centre, matrix, order)
         return first, self.cut(volume, centre + matrix @ (middle - self.middle), matrix @ back, order)
 
+    def fields(self, rng: np.random.Generator, warp: Affine, count: int, nodes: int) -> list[tuple[Volume, Volume]]:
+        """`count` random fields in [-1, 1], each on both crops, linear between `nodes` / 1.6 nodes an edge."""
+        step = np.eye(3) * (nodes - 1) / (1.6 * self.crop)
+        drawn = rng.uniform(-1, 1, (count, nodes, nodes, nodes)).astype(np.float32)
+        return [self.cut_both(f, np.full(3, (nodes - 1) / 2), step, warp, order=1) for f in drawn]
+
+    def coordinates(self, warp: Affine) -> tuple[Volume, Volume]:
+        """Where the voxels of both crops lie, (3, z, y, x), in edges of the first crop from its middle, z, y, x."""
+        index = np.indices((self.crop,) * 3, np.float32)
+        back = np.linalg.inv(warp[:, :3]).astype(np.float32)
+        moved = np.tensordot(back, index - warp[:, 3].astype(np.float32)[:, None, None, None], 1)
+        first, second = ((i - self.middle[0]) / self.crop for i in (index, moved))
+        return first.astype(np.float32), second.astype(np.float32)
+
 
 def _rotation(rng: np.random.Generator, largest_deg: float) -> NDArray[np.float64]:
     angles = np.deg2rad(rng.uniform(-1, 1, 3) * largest_deg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsir_metric_train.views.appearance import Appearance
-from dsir_metric_train.views.paint import paint_both
+from dsir_metric_train.views.paint import Paint, paint_both
 from dsir_metric_train.views.placement import Placement, Views
 
 __all__ = ["Shapes"]
@@ -18,24 +18,23 @@ class Shapes:
     ----------
     placement : Placement
         Only the crop and the warp between the views are used.
+    paint : Paint
     appearance : Appearance
     """
 
-    def __init__(self, placement: Placement, appearance: Appearance) -> None:
-        self.placement, self.appearance = placement, appearance
+    def __init__(self, placement: Placement, paint: Paint, appearance: Appearance) -> None:
+        self.placement, self.paint, self.appearance = placement, paint, appearance
 
     def draw(self, rng: np.random.Generator) -> Views:
         """New random shapes, painted twice."""
         _, warp = self.placement.draw(rng)
-        nodes = int(rng.integers(7, 20))
-        step = np.eye(3) * (nodes - 1) / (1.6 * self.placement.crop)
-        middle = np.full(3, (nodes - 1) / 2)
         count = int(rng.integers(4, 12)) + 1
-        fields = rng.uniform(-1, 1, (count, nodes, nodes, nodes)).astype(np.float32)
-        pairs = [self.placement.cut_both(f, middle, step, warp, order=1) for f in fields]
+        fields = self.placement.fields(rng, warp, count, int(rng.integers(7, 20)))
+        detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]
         empty = rng.uniform() < 0.5
-        crops = []
-        for view in (0, 1):
-            labels = np.argmax([pair[view] for pair in pairs[1:]], axis=0).astype(np.int16) + 1
-            crops.append(np.where(pairs[0][view] < -0.2, 0, labels).astype(np.int16) if empty else labels)
-        return paint_both(rng, crops[0], crops[1], self.appearance, warp)
+
+        def regions(view: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+            labels = np.argmax([pair[view] for pair in fields[1:]], axis=0).astype(np.int16) + 1
+            return np.where(fields[0][view] < -0.2, 0, labels).astype(np.int16) if empty else labels
+
+        return paint_both(rng, (regions(0), regions(1)), detail, self.paint, self.appearance, warp)
