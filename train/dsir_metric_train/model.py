@@ -26,8 +26,8 @@ class ModelConfig:
     features : int
         C_h, channels of the feature map the self-similarities are taken of. The paper's text is silent.
     dilations : tuple of int
-        Neighbourhood layouts; the paper uses a direct (1) and a dilated one, whose dilation it does not state. Empty, the
-        self-similarity is left out and the head is given the feature map itself (an ablation, table 5 of the paper).
+        Neighbourhood layouts; the paper uses a direct (1) and a dilated one, whose dilation it does not state. Empty:
+        no self-similarity, the head is given the feature map itself (an ablation, table 5 of the paper).
     channels : int
         C_d = 24 in the paper.
     slope : float
