@@ -98,10 +98,10 @@ def whole_graph_ratio(model: str, threads: int) -> float:
     from dsir_metric_train.model import MasrNet, ModelConfig
 
     from dsir_metric.config import from_dict
-    from dsir_metric.represent.network import Network
+    from dsir_metric.represent.loading import open_network
 
     image = np.random.default_rng(0).random((96, 96, 96), np.float32)
-    halves = Network(model, "cpu", threads)
+    halves = open_network(model, "cpu", threads)
     network = MasrNet(from_dict(ModelConfig, dict(halves.card.config))).eval()
     free = (dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC),)
     example = (torch.rand(1, 1, 24, 32, 40),)

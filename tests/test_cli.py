@@ -279,13 +279,31 @@ def test_represent_refuses_a_format_it_does_not_know(tmp_path: Path) -> None:
     refused(call("represent", "scan.nrrd", "-o", tmp_path / "x.xyz"), "the ending names no format")
 
 
-def test_models_are_listed_and_shown() -> None:
-    assert "default" in call("models").stdout
-    path = Path(call("models", "--path", "default").stdout.strip())
+def test_models_are_listed_shown_and_found() -> None:
+    listed = call("models", "list").stdout
+    assert "default" in listed
+    assert "SynthSeg" in listed
+    card = json.loads(call("models", "show", "default").stdout)
+    assert (card["name"], card["channels"]) == ("default", 24)
+    path = Path(call("models", "path", "default").stdout.strip())
     assert path.suffix == ".onnx"
-    assert call("models", "--path").stdout.splitlines().count(str(path)) == 1
-    assert json.loads(call("models", "default").stdout)["channels"] == 24
-    refused(call("models", "none"), "there is no model 'none'")
+    assert path.is_file()
+    assert json.loads(call("models", "show", path).stdout) == card
+
+
+def test_the_shipped_model_is_verified() -> None:
+    result = call("models", "verify", "default")
+    assert result.exit_code == 0, result.output
+    told = [line.split(":")[0] for line in result.stdout.splitlines()]
+    assert told == ["card", "graph", "weights", "reach", "descriptors", "reference", "parity"]
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "path"])
+def test_a_model_that_is_not_there_is_refused(command: str, tmp_path: Path) -> None:
+    refused(call("models", command, "defualt"), "no model 'defualt'; did you mean default?")
+    if command != "path":
+        (tmp_path / "text.onnx").write_text("no protobuf")
+        refused(call("models", command, tmp_path / "text.onnx"), "is no ONNX model")
 
 
 def test_progress_is_drawn() -> None:

@@ -19,7 +19,7 @@ from dsir_metric_train.model import MasrNet, ModelConfig  # noqa: E402
 import dsir_metric  # noqa: E402
 from dsir_metric.errors import DataError, ModelFileError, ParityError  # noqa: E402
 from dsir_metric.represent import load_card  # noqa: E402
-from dsir_metric.represent.network import Network  # noqa: E402
+from dsir_metric.represent.loading import open_network  # noqa: E402
 
 CONFIG = ModelConfig(widths=(4, 8), features=2)
 
@@ -47,7 +47,7 @@ def exporter(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [(1, 1, 1), (9, 13, 22), (31, 17, 8)])
 def test_onnx_runtime_agrees_with_torch(network: MasrNet, model_file: Path, size: tuple[int, int, int]) -> None:
     image = np.random.default_rng(0).random(size, np.float32)
-    model = Network(model_file, "cpu")
+    model = open_network(model_file, "cpu")
     came = model.descriptors(model.features(image))
     with torch.inference_mode():
         expected = network(torch.from_numpy(image)[None, None])[0].permute(1, 2, 3, 0).numpy()
@@ -82,14 +82,6 @@ def test_checkpoint_becomes_a_model_with_its_card(checkpoint: Path, model_file: 
     assert max(found["largest"] for found in card.parity.values()) <= TOLERANCE
     assert card.weights_hash == load_card(model_file).weights_hash  # of the weights, not of the file
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "liver.onnx"]
-
-
-@pytest.mark.usefixtures("exporter")
-def test_hash_follows_the_weights(checkpoint: Path, model_file: Path, tmp_path: Path) -> None:
-    content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["network.head.2.bias"][0] += 1e-7
-    torch.save(content, checkpoint)
-    assert export_model(checkpoint, tmp_path / "b.onnx").weights_hash != load_card(model_file).weights_hash
 
 
 def test_other_weights_fail_parity(model_file: Path) -> None:

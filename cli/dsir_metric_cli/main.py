@@ -21,7 +21,7 @@ _COMMANDS = {
         "represent": "Write the 24-channel representation of a scan",
     },
     "Models": {
-        "models": "List the models, or show the card of one",
+        "models": "List, show and check models",
         "train": "Train a model from a recipe",
         "export": "Turn a checkpoint into a model file",
     },

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dsir_metric.errors import ModelFileError
-from dsir_metric.represent.runtime import open_session
 
-__all__ = ["FORMAT", "ModelCard", "card_of", "load_card", "model_path"]
+__all__ = ["FORMAT", "ModelCard"]
 
-FORMAT = 1
+FORMAT = 2
 _COUNTS = (
-    "format", "channels", "features", "multiple", "halo", "head_halo", "bytes_per_voxel", "head_bytes_per_voxel"
+    "format", "channels", "features", "multiple", "receptive_field", "halo", "head_halo", "bytes_per_voxel",
+    "head_bytes_per_voxel",
 )  # fmt: skip
-_MODELS = Path(__file__).parent.parent / "models"
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,12 @@ class ModelCard:
     data : tuple of mapping
         What it was trained on: "file", "source", "licence".
     weights_hash : str
-        SHA-256 of names, shapes and values of the weights (not of the file).
+        SHA-256 of the weights (not of the file), see `weights_hash`.
     parity : mapping
         Differences of torch and ONNX Runtime at export, by test size "z x y x x": "largest" and "rms", and, to compare,
         "rounding", the largest difference of torch in float32 from torch in float64.
+    reference : tuple of float
+        Descriptor, as torch made it, of the middle voxel of `probe_volume`.
     versions : mapping
         Versions of torch and onnx at export.
     """
@@ -75,6 +76,7 @@ class ModelCard:
     data: tuple[Mapping[str, Any], ...]
     weights_hash: str
     parity: Mapping[str, Mapping[str, float]]
+    reference: tuple[float, ...]
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class ModelCard:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}")
+        if len(self.reference) != self.channels:
+            raise ValueError(f"reference has {len(self.reference)} components for {self.channels} channels")
 
     def to_metadata(self) -> dict[str, str]:
         """Text for every field, as ONNX keeps it."""
@@ -96,6 +100,9 @@ class ModelCard:
         ModelFileError
             If a field is missing or unreadable, or the format is not this one.
         """
+        found = metadata.get("format", str(FORMAT))
+        if found != str(FORMAT):
+            raise ModelFileError(f"{path}: the model has format {found}; this version reads {FORMAT}: export it again")
         missing = [f.name for f in fields(cls) if f.name not in metadata]
         if missing:
             raise ModelFileError(
@@ -103,44 +110,8 @@ class ModelCard:
             )
         try:
             values = {f.name: json.loads(metadata[f.name]) for f in fields(cls)}
-            values["data"] = tuple(values["data"])
-            card = cls(**values)
+            for name in ("data", "reference"):
+                values[name] = tuple(values[name])
+            return cls(**values)
         except (ValueError, TypeError) as error:
             raise ModelFileError(f"{path}: the model card is damaged ({error}); export the model again") from error
-        if card.format != FORMAT:
-            raise ModelFileError(
-                f"{path}: the model has format {card.format}; this version reads {FORMAT}: export it again"
-            )
-        return card
-
-
-def load_card(model: str | Path) -> ModelCard:
-    """Card of a model.
-
-    Parameters
-    ----------
-    model : str or Path
-        "default", another name in the package's `models` folder, or a file.
-
-    Raises
-    ------
-    ModelFileError
-        If there is no such model, or the file is no ONNX or has no card.
-    """
-    path = model_path(model)
-    return card_of(open_session(path, "cpu", 1), path)
-
-
-def card_of(session: Any, path: Path) -> ModelCard:
-    """Card in an open ONNX Runtime session; `path` is named in errors."""
-    return ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
-
-
-def model_path(model: str | Path) -> Path:
-    """File of a model given by name or path; ModelFileError if there is none."""
-    shipped = _MODELS / f"{model}.onnx"
-    path = shipped if isinstance(model, str) and shipped.is_file() else Path(model)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in _MODELS.glob("*.onnx"))) or "none"
-        raise ModelFileError(f"there is no model {str(model)!r}; give an .onnx file or a shipped name ({known})")
-    return path

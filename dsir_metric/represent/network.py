@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ModelFileError
-from dsir_metric.represent.card import card_of, model_path
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.card import ModelCard
 
 __all__ = ["Network"]
 
@@ -20,40 +17,24 @@ class Network:
 
     Parameters
     ----------
-    model : str or Path
-        Name of a shipped model, or a file.
-    device : str
-        "auto", "cpu" or "cuda".
-    threads : int or None
-        CPU threads; None for every core.
+    session : onnxruntime.InferenceSession
+    card : ModelCard
 
     Attributes
     ----------
     card : ModelCard
     provider : str
         ONNX Runtime's name of what runs the network, such as "CPUExecutionProvider".
-
-    Raises
-    ------
-    ModelFileError, ConfigError, MissingDependencyError
-        See `model_path`, `card_of` and `open_session`.
     """
 
-    def __init__(self, model: str | Path = "default", device: str = "auto", threads: int | None = None) -> None:
-        path = model_path(model)
-        self._session: Any = open_session(path, device, threads)
-        self.card = card_of(self._session, path)
-        entries = {entry.name for entry in self._session.get_inputs()}
-        if entries != {"image", "features"}:
-            raise ModelFileError(
-                f"{path}: a model with the inputs image, features is expected; it has {', '.join(sorted(entries))}: "
-                "make the file with `dsir-metric export`"
-            )
-        self.provider: str = self._session.get_providers()[0]
+    def __init__(self, session: Any, card: ModelCard) -> None:
+        self._session = session
+        self.card = card
+        self.provider: str = session.get_providers()[0]
         # ONNX Runtime wants every input fed: the entry that is not asked gets one voxel.
         self._idle = {
             "image": np.zeros((1, 1, 1, 1, 1), np.float32),
-            "features": np.zeros((1, self.card.features, 1, 1, 1), np.float32),
+            "features": np.zeros((1, card.features, 1, 1, 1), np.float32),
         }
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
-from dsir_metric.represent.network import Network
+from dsir_metric.represent.loading import open_network
 from dsir_metric.represent.orientation import canonical_view
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.tiling import Shape, choose_core, tiles
@@ -47,7 +47,7 @@ class Representer:
     Raises
     ------
     ModelFileError
-        If the model is absent, no ONNX, or has no card.
+        If the model is absent, no ONNX, or has no card that fits it, see `load_card`.
     MissingDependencyError
         If ONNX Runtime is absent or installed twice.
     ConfigError
@@ -68,7 +68,7 @@ class Representer:
     ) -> None:
         if tile is not None and tile < 1:
             raise ConfigError(f"tile is {tile}; give the edge of a tile in voxels, or none to have it chosen")
-        self._network = Network(model, device, threads)
+        self._network = open_network(model, device, threads)
         self._tile = tile
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from dsir_metric_train.model import MasrNet, ModelConfig
@@ -20,6 +18,8 @@ from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric.config import from_dict
 from dsir_metric.errors import ConfigError, DataError, ModelFileError
 from dsir_metric.represent.card import FORMAT, ModelCard
+from dsir_metric.represent.probe import probe_volume
+from dsir_metric.represent.weights import weights_hash
 from dsir_metric_export.halves import INPUTS, OUTPUTS, Halves
 from dsir_metric_export.parity import measure_parity
 
@@ -74,7 +74,7 @@ def export_network(
     temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
     try:
         _save(model, temporary)
-        metadata = _card(network, name or out.stem, recipe or {}, data, measure_parity(halves, temporary)).to_metadata()
+        metadata = _card(halves, name or out.stem, recipe or {}, data, temporary).to_metadata()
         onnx.helper.set_model_props(model, metadata)
         _save(model, temporary)
         os.replace(temporary, out)
@@ -152,12 +152,14 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _card(
-    network: MasrNet,
+    halves: Halves,
     name: str,
     recipe: Mapping[str, Any],
     data: Iterable[Mapping[str, Any]],
-    parity: Mapping[str, Mapping[str, float]],
+    file: Path,
 ) -> ModelCard:
+    """Card of a network that lies, without a card, in `file`."""
+    network = halves.network
     shape = network.config
     channels = max(network.count, shape.channels)
     return ModelCard(
@@ -175,17 +177,17 @@ def _card(
         config=shape.to_dict(),
         recipe=dict(recipe),
         data=tuple(dict(entry) for entry in data),
-        weights_hash=_hash(network),
-        parity=parity,
+        weights_hash=weights_hash(file),
+        parity=measure_parity(halves, file),
+        reference=_reference(network),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__},
     )
 
 
-def _hash(network: MasrNet) -> str:
-    """SHA-256 of names, shapes and values; two files of the same weights have the same hash."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        array = np.ascontiguousarray(tensor.numpy(), "<f4")
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _reference(network: MasrNet) -> tuple[float, ...]:
+    """Descriptor of the middle voxel of the probe volume."""
+    volume = torch.from_numpy(probe_volume())
+    with torch.inference_mode():
+        descriptors = network(volume[None, None])[0]
+    z, y, x = volume.shape
+    return tuple(descriptors[:, z // 2, y // 2, x // 2].tolist())
