@@ -85,12 +85,12 @@ def represent(
         CPU threads of a model.
     """
     describe = HANDMADE.get(name)
-    representer = Representer(name, threads=threads) if describe is None else Handmade(name, describe)
+    representer = Representer(name, threads=threads) if describe is None else Describer(name, describe)
     return represent_pair(fixed, moving, representer, spacing_mm=spacing_mm)
 
 
 @dataclass(frozen=True)
-class Handmade:
+class Describer:
     """What `represent_pair` asks of a `Representer`, with any function from a volume to descriptors.
 
     Parameters

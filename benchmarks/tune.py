@@ -5,7 +5,7 @@ Run with: regbench.py prepare --tasks benchmarks/tuning.json --data DATA --out T
               [--factor 2] [--settings benchmarks/settings.json]
 
 From the default weights of diffusion and bending energy one walks over a lattice of factors to the neighbour with the
-smallest error, until none has a smaller one. The error is that of the deformable stage, relative to the start, mean
+smallest error, until none is clearly better. The error is that of the deformable stage, relative to the start, mean
 over the tasks; the linear stages, which know no weights, run once. The choice is written into the settings file, which
 `accuracy.py` reads; what is there for other representations stays.
 """
@@ -30,17 +30,18 @@ from dsir_metric.io import write_json
 from dsir_metric.register import DeformableConfig, RegisterConfig, register
 
 Place = tuple[int, int]
-NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1))
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (1, 1))
+WORTH = 0.995  # a step must make the error at least this much smaller: towards 0 a weight hardly matters
 
 
-def walk(error: Callable[[Place], float]) -> tuple[Place, float]:
-    """Down the lattice from (0, 0) to a place from which no neighbour has a smaller error."""
+def walk(error: Callable[[Place], float]) -> Place:
+    """Down the lattice from (0, 0) to a place from which no neighbour has a clearly smaller error."""
     seen = cache(error)
     here = (0, 0)
     while True:
         best = min(((here[0] + i, here[1] + j) for i, j in NEIGHBOURS), key=seen)
-        if seen(best) >= seen(here):
-            return here, seen(here)
+        if seen(best) > WORTH * seen(here):
+            return here
         here = best
 
 
@@ -58,8 +59,7 @@ def tune(judge: ModuleType, tasks: list[Path], make: Represent, factor: float, t
         print(f"  {told(config.deformable)}: {np.mean(left):.4f}", file=sys.stderr, flush=True)
         return float(np.mean(left))
 
-    place, _ = walk(error)
-    return weights(place, factor)
+    return weights(walk(error), factor)
 
 
 def _aligned(task: Path, make: Represent, threads: int) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The ablation: recipes varied, rows read as they say, trained once and found again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+import ablate  # noqa: E402
+from ablate import ROWS, changed, representing, table, to_toml  # noqa: E402
+from dsir_metric_train.model import MasrNet  # noqa: E402
+
+from dsir_metric.phantom import PhantomPair  # noqa: E402
+
+RECIPES = sorted((Path(__file__).parents[1] / "train" / "recipes").glob("*.toml"))
+TINY = """
+name = "tiny"
+[model]
+widths = [2, 3]
+features = 2
+[placement]
+crop = 16
+[optimisation]
+points = 64
+[[sources]]
+kind = "shapes"
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_is_changed_where_it_should_be(recipe: Path) -> None:
+    before = tomllib.loads(recipe.read_text())
+    assert tomllib.loads(to_toml(before)) == before
+    after = tomllib.loads(changed(recipe, {"dilations": []}, 7))
+    assert after["model"] == {**before["model"], "dilations": []}
+    assert after["optimisation"] == {**before["optimisation"], "steps": 7}
+    assert after["sources"] == before["sources"]
+
+
+def test_rows_read_the_network_as_they_say(network: MasrNet, pair: PhantomPair) -> None:
+    made = {row.name: representing(row, network, 1.0)(pair.fixed, pair.moving) for row in ROWS[:4]}
+    features, dns, trained, smooth = made.values()
+    assert [m[0].channels for m in made.values()] == [2, 24, 24, 24]
+    image = torch.zeros(1, 1, 16, 16, 16)
+    assert ROWS[0].read(network, image).equal(network.features(image))
+    for fixed, _ in (features, dns, trained):
+        np.testing.assert_allclose(np.linalg.norm(fixed.values, axis=-1), 1, rtol=1e-5)
+    rough = [np.abs(np.diff(fixed.values, axis=2)).mean() for fixed, _ in (trained, smooth)]
+    assert rough[1] < 0.8 * rough[0]
+
+
+def test_rows_stand_below_each_other_with_their_means() -> None:
+    scores = {"start": (4.0, 0.5), "a": (1.0, 0.75)}
+    records = [{"task": "k", "representation": n, "epe_mean": e, "dice": 0.1} for n, (e, _) in scores.items()]
+    records += [{"task": "l", "representation": n, "dice": d} for n, (_, d) in scores.items()]
+    assert table(records, ["a"]).splitlines()[2:] == [
+        "| start | 1.000 | 0.500 | 4.00 | 0.500 |",
+        "| a | 0.250 | 0.750 | 1.00 | 0.750 |",
+    ]
+
+
+def test_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: PhantomPair) -> None:
+    recipe, out = tmp_path / "tiny.toml", tmp_path / "out"
+    recipe.write_text(TINY)
+    tried: list[str] = []
+
+    def compare(judge: object, tasks: object, methods: ablate.Methods, file: Path) -> list[ablate.Record]:
+        tried.extend(methods)
+        channels = [make(pair.fixed, pair.moving)[0].channels for make, _ in methods.values()]
+        file.write_text(json.dumps(channels))
+        return [{"task": "k", "representation": n, "epe_mean": 1.0} for n in ("start", *methods)]
+
+    monkeypatch.setattr(ablate, "ROWS", (ROWS[0], ROWS[4]))
+    monkeypatch.setattr(ablate, "compare", compare)
+    monkeypatch.setattr(ablate, "load_judge", lambda _: None)
+    monkeypatch.setattr(ablate, "find_tasks", lambda *_: [])
+    command = [
+        "ablate.py",
+        str(recipe),
+        "--data",
+        ".",
+        "--out",
+        str(out),
+        "--judge",
+        "j",
+        "--work",
+        "w",
+        "--workers",
+        "0",
+    ]
+
+    def run(steps: str) -> float:
+        monkeypatch.setattr(sys, "argv", [*command, "--steps", steps])
+        ablate.main()
+        return (out / "none" / "last.ckpt").stat().st_mtime
+
+    first = run("1")
+    assert tried == ["random features", "trained, no DNS"]
+    assert json.loads((out / "ablation.json").read_text()) == [2, 24]
+    assert (out / "ablation.md").read_text().count("\n") == 5
+    assert run("1") == first
+    with pytest.raises(SystemExit, match="another recipe"):
+        run("2")
