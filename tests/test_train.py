@@ -311,7 +311,7 @@ def test_broken_off_and_resumed_is_as_never_broken_off(
         return contrastive_loss(*args, **options) * (float("nan") if len(calls) == 5 else 1.0)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "contrastive_loss", failing)
-    with pytest.raises(DataError, match="the loss is nan at step 4; lower the learning rate"):
+    with pytest.raises(DataError, match="the loss is nan at step 4; the last good checkpoint stays; lower"):
         run(recipe(tmp_path), tmp_path / "out", data)
     monkeypatch.undo()
     left = tmp_path / "out" / "last.ckpt"
@@ -357,7 +357,7 @@ def test_bad_images_are_named_before_training(data: Path, tmp_path: Path) -> Non
     noise = sitk.GetImageFromArray(rng().random((30, 30, 30)).astype(np.float32))
     for name, image, error, message in [
         ("thin.mha", noise[:, :, :12], DataError, "thin.mha: is 12 mm thin; a crop needs 16 mm"),
-        ("flat.mha", noise[:, :, 4], ShapeError, "flat.mha: has 2 axes"),
+        ("flat.mha", noise[:, :, 4], ShapeError, "flat.mha: is a 2-D image, as 1 of 1 here"),
         ("dark.mha", grid.image(sitk.sitkFloat32), DataError, "dark.mha: all voxels are 0"),
     ]:
         sitk.WriteImage(image, str(tmp_path / name))

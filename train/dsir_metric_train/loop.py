@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +10,20 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from dsir_metric.config import from_dict, load_toml, to_dict
-from dsir_metric.errors import DataError
+from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.io import prepare_folder
-from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points
+from dsir_metric_train.journal import Journal, WholeFiles
+from dsir_metric_train.loader import Loader, Pair, ViewPairs
+from dsir_metric_train.loss import contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
-from dsir_metric_train.views import Source
 
-__all__ = ["Contrast", "ViewPairs", "load_network", "train"]
+__all__ = ["CHECKPOINT", "Contrast", "load_network", "train"]
 
 CHECKPOINT = "last.ckpt"
-Pair = tuple[Tensor, Tensor, Tensor]
-
-
-class ViewPairs(Dataset[Pair]):
-    """Views of the steps `start` to `start + count`: item k depends on the seed and the step alone.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    sources : sequence of Source
-    start, count : int
-        First step and number of steps.
-    """
-
-    def __init__(self, recipe: Recipe, sources: list[Source], start: int, count: int) -> None:
-        self.recipe, self.sources, self.start, self.count = recipe, sources, start, count
-        self.shares = recipe.shares()
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, item: int) -> Pair:
-        """Two views (2, 1, z, y, x) and the sampled points in the first and the second (points, 3), z, y, x."""
-        settings = self.recipe.optimisation
-        rng = np.random.default_rng([settings.seed, self.start + item])
-        for _ in range(50):
-            views = self.sources[int(rng.choice(len(self.sources), p=self.shares))].draw(rng)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            foreground, warp = torch.from_numpy(views.foreground), torch.from_numpy(views.warp)
-            first, second = sample_points(foreground, warp, settings.points, generator)
-            if len(first) >= min(settings.points, 0.05 * foreground.numel()):
-                return torch.from_numpy(np.stack([views.first, views.second])[:, None]), first, second
-        raise DataError("50 crops in a row were almost all background; check the training images or the crop size")
 
 
 class Contrast(lightning.LightningModule):
@@ -65,18 +32,21 @@ class Contrast(lightning.LightningModule):
     Parameters
     ----------
     recipe : Recipe
-    data : list of dict
-        Manifest of the training files, kept in the checkpoint for the model card.
+    root : Path
+        Folder of the training files. Which were used is kept in the checkpoint for the model card.
+    network : MasrNet, optional
+        Where to begin; random weights by default.
     """
 
-    def __init__(self, recipe: Recipe, data: list[dict[str, str]]) -> None:
+    def __init__(self, recipe: Recipe, root: Path, network: MasrNet | None = None) -> None:
         super().__init__()
-        self.recipe = recipe
-        self.network = MasrNet(recipe.model)
+        self.recipe, self.root = recipe, root
+        self.unusable: dict[str, str] = {}
+        self.network = network or MasrNet(recipe.model)
         for weight in self.network.head.parameters():
             if weight.ndim == 5:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)  # a tenth faster on CPUs
-        self.save_hyperparameters({"model": to_dict(recipe.model), "recipe": to_dict(recipe), "data": data})
+        self.save_hyperparameters({"model": to_dict(recipe.model), "recipe": to_dict(recipe)})
 
     def training_step(self, batch: Pair, _: int) -> Tensor:
         """Contrast the two views of one step."""
@@ -88,7 +58,7 @@ class Contrast(lightning.LightningModule):
         first, second = (descriptors_at(d, p) for d, p in zip(descriptors, points, strict=True))
         loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)
         if not torch.isfinite(loss):
-            raise DataError(f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate")
+            raise _diverged(f"the loss is {loss.item()}", self.global_step)
         with torch.no_grad():
             hits = ((first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)).float().mean()
         self.log_dict({"loss": loss, "retrieval": hits}, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
@@ -103,23 +73,42 @@ class Contrast(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.learning_rate / 100)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse broken weights; add the files that were used and those that could not be."""
+        if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
+            raise _diverged("weights are no numbers", self.global_step)
+        used = [
+            entry for entry in self.recipe.manifest(self.root) if str(self.root / entry["file"]) not in self.unusable
+        ]
+        checkpoint["hyper_parameters"]["data"] = used
+        checkpoint["unusable"] = self.unusable
 
-class _Chunks(lightning.LightningDataModule):
-    """One epoch is one chunk of steps, so that a resumed run draws what an uninterrupted one would have."""
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the files that could not be used, and begin a whole chunk."""
+        self.unusable.update(checkpoint.get("unusable", {}))
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        batches.update(dict.fromkeys(batches, 0))  # else Lightning counts those of the chunk before to the next one
 
-    def __init__(self, recipe: Recipe, root: Path, workers: int) -> None:
+
+def _diverged(what: str, step: int) -> DataError:
+    return DataError(f"{what} at step {step}; the last good checkpoint stays; lower the learning rate")
+
+
+class _Pairs(lightning.LightningDataModule):
+    """One epoch is one chunk of steps; a resumed run draws what an uninterrupted one would have."""
+
+    def __init__(self, recipe: Recipe, root: Path, workers: int, unusable: dict[str, str]) -> None:
         super().__init__()
-        self.recipe, self.workers = recipe, workers
-        self.sources = list(recipe.open_sources(root))
-        ViewPairs(recipe, self.sources, 0, 1)[0]  # what cannot be drawn is told here, in one line, by no worker
+        self.recipe, self.workers, self.unusable = recipe, workers, unusable
+        self.sources = recipe.open_sources(root)
+        for source in self.sources:  # a source none of whose files can be used is told before the run
+            source.draw(np.random.default_rng(0))
 
-    def train_dataloader(self) -> DataLoader[Pair]:
-        """Loader of the current chunk."""
-        settings = self.recipe.optimisation
-        start = self.trainer.global_step if self.trainer else 0  # no epoch: Lightning begins a resumed one anew
-        count = max(1, min(settings.chunk, settings.steps - start))
-        pairs = ViewPairs(self.recipe, self.sources, start, count)
-        return DataLoader(pairs, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None)
+    def train_dataloader(self) -> Loader:
+        """Loader of the steps that are left."""
+        start = self.trainer.global_step if self.trainer else 0
+        count = max(1, self.recipe.optimisation.steps - start)
+        return Loader(ViewPairs(self.recipe, self.sources, start, count), self.workers, self.unusable)
 
 
 def train(
@@ -127,6 +116,7 @@ def train(
     out: str | Path,
     *,
     data_root: str | Path | None = None,
+    network: MasrNet | None = None,
     resume: bool = False,
     workers: int = 1,
     progress: bool = True,
@@ -141,6 +131,8 @@ def train(
         Folder of checkpoints and the loss curve; made if absent.
     data_root : path, optional
         Folder below which the recipe's file patterns are looked up; the recipe's own folder by default.
+    network : MasrNet, optional
+        Weights to begin with; random ones by default.
     resume : bool
         Go on from `out/last.ckpt` when it is there. The weights end up the same as without the interruption.
     workers : int
@@ -157,22 +149,32 @@ def train(
     ConfigError
         If the recipe is unusable.
     DataError, ShapeError, GeometryError
-        If the data or the folder are unusable, or the loss is no number; then the last good checkpoint stays.
+        If the data or the folder are unusable, more than a tenth of the scans cannot be read, the disk is full, or the
+        loss is no number; then the last good checkpoint stays.
+
+    Warns
+    -----
+    RuntimeWarning
+        At the end, if scans were passed over.
     """
     recipe, out = load_toml(recipe_path, Recipe), prepare_folder(out)
+    if recipe.base and network is None:
+        raise ConfigError(f"{recipe_path}: begins with the weights {recipe.base[:12]}; give the model that has them")
+    for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
+        stale.unlink()
     root = Path(data_root) if data_root else Path(recipe_path).parent
     settings = recipe.optimisation
     lightning.seed_everything(settings.seed, verbose=False)
-    module = Contrast(recipe, recipe.manifest(root))
+    module = Contrast(recipe, root, network)
+    pairs = _Pairs(recipe, root, workers, module.unusable)
     saver = ModelCheckpoint(out, filename="last", save_top_k=1, enable_version_counter=False, every_n_epochs=1)
     trainer = lightning.Trainer(
         max_steps=settings.steps,
         accelerator="auto",
         devices=1,
-        logger=CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1),
-        log_every_n_steps=settings.chunk,
-        callbacks=[saver],
-        reload_dataloaders_every_n_epochs=1,
+        logger=False,
+        callbacks=[Journal(out / "log" / "metrics.csv"), saver],
+        plugins=[WholeFiles()],
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -180,11 +182,19 @@ def train(
     previous = out / CHECKPOINT
     trainer.fit(
         module,
-        datamodule=_Chunks(recipe, root, workers),
+        datamodule=pairs,
         ckpt_path=previous if resume and previous.exists() else None,
         weights_only=False,
     )
+    if module.unusable:
+        warnings.warn(_told(module.unusable), RuntimeWarning, stacklevel=2)
     return previous
+
+
+def _told(unusable: dict[str, str]) -> str:
+    reasons = list(unusable.values())
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{len(reasons)} scans could not be used and were left out: {'; '.join(reasons[:3])}{more}"
 
 
 def load_network(checkpoint: str | Path) -> MasrNet:

@@ -23,6 +23,7 @@ from dsir_metric_train.views import (
     Source,
     find_images,
 )
+from dsir_metric_train.views.cache import Cache
 
 __all__ = ["DataSource", "Optimisation", "Recipe"]
 
@@ -115,10 +116,14 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: data, views, network, optimisation."""
+    """A training run: data, views, network, optimisation.
+
+    `base` is the hash of the weights the run begins with; random weights where it is empty.
+    """
 
     sources: tuple[DataSource, ...]
     name: str = "masrnet"
+    base: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     placement: Placement = field(default_factory=Placement)
     paint: Paint = field(default_factory=Paint)
@@ -134,10 +139,11 @@ class Recipe:
             )
 
     def open_sources(self, root: Path) -> Sequence[Source]:
-        """Read every source's files below `root` into memory."""
-        return [self._open(source, root) for source in self.sources]
+        """Every source, with its files below `root`; scans are read when they are drawn, and share one cache."""
+        cache = Cache()
+        return [self._open(source, root, cache) for source in self.sources]
 
-    def _open(self, source: DataSource, root: Path) -> Source:
+    def _open(self, source: DataSource, root: Path, cache: Cache) -> Source:
         if source.kind in ("shapes", "bodies"):
             made = Shapes if source.kind == "shapes" else Bodies
             return made(self.placement, self.paint, self.appearance)
@@ -145,7 +151,7 @@ class Recipe:
         if source.kind == "labels":
             return LabelMaps(files, self.placement, self.paint, self.appearance, source.strip_above)
         both = self.optimisation.both_views
-        return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm)
+        return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm, cache)
 
     def shares(self) -> NDArray[np.float64]:
         """Probability of each source."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dsir_metric.errors import DataError
+from dsir_metric.errors import DataError, DsirError, ShapeError
 from dsir_metric.io import read_image
 from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric_train.views.appearance import Appearance, random_appearance
+from dsir_metric_train.views.cache import Cache
 from dsir_metric_train.views.placement import BACKGROUND, Placement, Views, Volume, inside
 
-__all__ = ["Scans", "check_volume", "find_images", "isotropic"]
+__all__ = ["Scans", "check_headers", "check_volume", "find_images", "isotropic"]
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
@@ -51,22 +53,60 @@ def isotropic(image: sitk.Image, spacing_mm: float, *, labels: bool) -> NDArray[
 
 def check_volume(volume: NDArray[np.number], placement: Placement, file: Path) -> None:
     """Refuse a volume, at 1 mm, that no crop can be cut from or that holds nothing."""
-    needed, smallest = placement.crop * placement.spacing_mm[0], min(volume.shape)
+    _check_size(min(volume.shape), placement, file)
+    if not (volume > BACKGROUND).any():
+        raise DataError(f"{file}: is all background; leave it out, or check its intensity rule")
+
+
+def check_headers(files: Sequence[Path], placement: Placement, assume_spacing_mm: float = 0.0) -> None:
+    """Refuse what the headers already tell: images that are flat, or thinner than a crop.
+
+    A file whose header cannot be read passes: reading it says what is wrong.
+    """
+    flat = []
+    for file in files:
+        extent = _extent_mm(file, assume_spacing_mm)
+        if len(extent) == 2:
+            flat.append(file)
+        elif extent and not flat:
+            _check_size(max(1, round(min(extent))), placement, file)
+    if flat:
+        raise ShapeError(
+            f"{flat[0]}: is a 2-D image, as {len(flat)} of {len(files)} here; 3-D scans are expected: move it away"
+        )
+
+
+def _extent_mm(file: Path, assume_spacing_mm: float) -> list[float]:
+    """Extent along each axis of more than one voxel; nothing if the header is unreadable or has more than 3 such."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return []
+    sizes = zip(reader.GetSize(), reader.GetSpacing(), strict=True)
+    extent = [n * (assume_spacing_mm or s) for n, s in sizes if n > 1]
+    return extent if len(extent) <= 3 else []
+
+
+def _check_size(smallest: float, placement: Placement, file: Path) -> None:
+    needed = placement.crop * placement.spacing_mm[0]
     if smallest < needed:
         raise DataError(
             f"{file}: is {smallest} mm thin; a crop needs {needed:g} mm: leave it out, or make crops smaller"
         )
-    if not (volume > BACKGROUND).any():
-        raise DataError(f"{file}: is all background; leave it out, or check its intensity rule")
 
 
 class Scans:
     """Real scans; the second view is the first under a random intensity transformation (section 3.3 of the paper).
 
+    A file is read when it is first drawn. One that cannot be used is passed over and told in `unusable`; which it is
+    depends on the files alone, so the same generator state draws the same views in any process.
+
     Parameters
     ----------
     files : sequence of Path
-        Scalar 3-D images, each normalised as at run time and kept in memory at 1 mm and 2 mm.
+        Scalar 3-D images, each normalised as at run time and brought to 1 mm and 2 mm.
     placement : Placement
     appearance : Appearance
     both : bool
@@ -75,11 +115,18 @@ class Scans:
         As `dsir_metric.represent.resolve_intensity`.
     assume_spacing_mm : float
         Voxel size to believe instead of the header's; 0 believes the header.
+    cache : Cache, optional
+        Keeps the volumes; may be shared with other sources.
+
+    Attributes
+    ----------
+    unusable : dict
+        Files that were drawn and passed over, and the error each gave.
 
     Raises
     ------
-    DataError, ShapeError, GeometryError
-        If a file is none that `read_image` takes, is smaller than a crop, or is all background.
+    DataError, ShapeError
+        If a header tells that an image is smaller than a crop or 2-D.
     """
 
     def __init__(
@@ -90,24 +137,54 @@ class Scans:
         both: bool,
         intensity: str = "auto",
         assume_spacing_mm: float = 0.0,
+        cache: Cache | None = None,
     ) -> None:
-        self.placement, self.appearance, self.both = placement, appearance, both
-        self.volumes: list[tuple[Volume, Volume]] = []
-        for file in files:
-            image = read_image(file)
-            if assume_spacing_mm:
-                image.SetSpacing([assume_spacing_mm] * 3)
-            rule = resolve_intensity(sitk.GetArrayViewFromImage(image), intensity)
-            fine = rule.apply(isotropic(image, 1.0, labels=False))
-            check_volume(fine, placement, file)
-            self.volumes.append((fine, ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()))
+        check_headers(files, placement, assume_spacing_mm)
+        self.files, self.placement, self.appearance, self.both = files, placement, appearance, both
+        self.intensity, self.assume_spacing_mm = intensity, assume_spacing_mm
+        self.cache = cache or Cache()
+        self.unusable: dict[str, DsirError] = {}
+
+    def read(self, file: Path) -> tuple[Volume, Volume]:
+        """One scan in [0, 1], (z, y, x), at 1 mm and at 2 mm.
+
+        Raises
+        ------
+        DataError, ShapeError, GeometryError
+            If it is none that `read_image` takes, is smaller than a crop, or is all background.
+        """
+        image = read_image(file)
+        if self.assume_spacing_mm:
+            image.SetSpacing([self.assume_spacing_mm] * 3)
+        rule = resolve_intensity(sitk.GetArrayViewFromImage(image), self.intensity)
+        fine = rule.apply(isotropic(image, 1.0, labels=False))
+        check_volume(fine, self.placement, file)
+        return fine, ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()
 
     def draw(self, rng: np.random.Generator) -> Views:
-        """A random crop of a random scan, and the same place of the same scan changed in appearance."""
-        fine, coarse = self.volumes[int(rng.integers(len(self.volumes)))]
+        """A random crop of a random scan, and the same place of the same scan changed in appearance.
+
+        Raises
+        ------
+        DsirError
+            If no file can be used; what the first one gave.
+        """
+        fine, coarse = self._any(rng)
         matrix, warp = self.placement.draw(rng)
         volume, unit = (coarse, 2.0) if np.linalg.norm(matrix[0]) > 1.5 else (fine, 1.0)
         centre = inside(rng, coarse) * (2.0 / unit)
         crop, second = self.placement.cut_both(volume, centre, matrix / unit, warp, order=1)
         first = random_appearance(rng, crop, self.appearance, curve=self.both)
         return Views(first, random_appearance(rng, second, self.appearance), crop > BACKGROUND, warp)
+
+    def _any(self, rng: np.random.Generator) -> tuple[Volume, ...]:
+        """The volumes of a random file; of another one if that is unusable."""
+        while len(self.unusable) < len(self.files):
+            file = self.files[int(rng.integers(len(self.files)))]
+            if str(file) in self.unusable:
+                continue
+            try:
+                return self.cache.get((file, self.intensity, self.assume_spacing_mm), partial(self.read, file))
+            except DsirError as error:
+                self.unusable[str(file)] = error
+        raise next(iter(self.unusable.values()))
