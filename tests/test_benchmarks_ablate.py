@@ -17,6 +17,7 @@ from ablate import ROWS, changed, representing, table, to_toml  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 
 from dsir_metric.phantom import PhantomPair  # noqa: E402
+from dsir_metric.register import DeformableConfig  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parents[1] / "train" / "recipes").glob("*.toml"))
 TINY = """
@@ -68,10 +69,10 @@ def test_rows_stand_below_each_other_with_their_means() -> None:
 def test_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: PhantomPair) -> None:
     recipe, out = tmp_path / "tiny.toml", tmp_path / "out"
     recipe.write_text(TINY)
-    tried: list[str] = []
+    tried: dict[str, float] = {}
 
     def compare(judge: object, tasks: object, methods: ablate.Methods, file: Path) -> list[ablate.Record]:
-        tried.extend(methods)
+        tried.update({name: config.deformable.diffusion for name, (_, config) in methods.items()})
         channels = [make(pair.fixed, pair.moving)[0].channels for make, _ in methods.values()]
         file.write_text(json.dumps(channels))
         return [{"task": "k", "representation": n, "epe_mean": 1.0} for n in ("start", *methods)]
@@ -79,7 +80,8 @@ def test_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ablate, "ROWS", (ROWS[0], ROWS[4]))
     monkeypatch.setattr(ablate, "compare", compare)
     monkeypatch.setattr(ablate, "load_judge", lambda _: None)
-    monkeypatch.setattr(ablate, "find_tasks", lambda *_: [])
+    monkeypatch.setattr(ablate, "find_tasks", lambda *_: ["task"])
+    monkeypatch.setattr(ablate, "tune", lambda *_: DeformableConfig(diffusion=0.07))
     command = [
         "ablate.py",
         str(recipe),
@@ -95,15 +97,16 @@ def test_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.Monkey
         "0",
     ]
 
-    def run(steps: str) -> float:
-        monkeypatch.setattr(sys, "argv", [*command, "--steps", steps])
+    def run(steps: str, *more: str) -> float:
+        monkeypatch.setattr(sys, "argv", [*command, "--steps", steps, *more])
         ablate.main()
         return (out / "none" / "last.ckpt").stat().st_mtime
 
     first = run("1")
-    assert tried == ["random features", "trained, no DNS"]
+    assert tried == dict.fromkeys(("random features", "trained, no DNS"), DeformableConfig().diffusion)
     assert json.loads((out / "ablation.json").read_text()) == [2, 24]
     assert (out / "ablation.md").read_text().count("\n") == 5
-    assert run("1") == first
+    assert run("1", "--tuning", "elsewhere") == first  # nothing left to train
+    assert set(tried.values()) == {0.07}
     with pytest.raises(SystemExit, match="another recipe"):
         run("2")
