@@ -10,9 +10,10 @@ same points of the body in the fixed scan, off the voxel centres, and at the sam
 degrees about the middle of those points, or a translation in mm, before the true transform. The moving scan gets a
 margin of its darkest value, so that points leave the body and not the image.
 
-Capture range: the largest offset up to which the loss rises at every step away from the truth, give or take 0.5 % of
-what it spans; the smallest over both directions of three axes. Starts: share of all sampled starts in two axes from
-which going to the best of the eight neighbours, again and again, ends at the truth or next to it.
+Capture range: the largest offset up to which the loss rises at every step away from the truth (or from the sample next
+to it), give or take 0.5 % of what it spans; the smallest over both directions of three axes. Starts: share of all
+sampled starts in two axes from which going to the best of the eight neighbours, again and again, ends at the truth or
+next to it.
 """
 
 from __future__ import annotations
@@ -58,14 +59,20 @@ class Landscape:
 
 
 def capture_range(offsets: Floats, loss: Floats) -> float:
-    """Largest offset up to which `loss` rises both ways from the middle, give or take 0.5 % of what it spans."""
+    """Largest offset up to which `loss` rises both ways from the middle, give or take 0.5 % of what it spans.
+
+    The least loss may lie one sample beside the middle.
+    """
     middle = len(offsets) // 2
+    lowest = middle - 1 + int(np.argmin(loss[middle - 1 : middle + 2]))
     allowed = TOLERANCE * np.ptp(loss)
     reached = []
-    for side in (loss[middle:], loss[middle::-1]):
+    for step in (1, -1):
+        side = loss[lowest::step]
         falls = np.flatnonzero(side[1:] < np.maximum.accumulate(side)[:-1] - allowed)
-        reached.append(falls[0] if len(falls) else len(side) - 1)
-    return float(abs(offsets[middle + min(reached)]))
+        steps = int(falls[0]) if len(falls) else len(side) - 1
+        reached.append(abs(offsets[lowest + step * steps]) if steps else 0.0)
+    return float(min(reached))
 
 
 def share_of_starts(loss: Floats) -> float:

@@ -35,6 +35,8 @@ def test_capture_forgives_noise_but_no_dip() -> None:
 
 def test_a_metric_that_points_elsewhere_captures_nothing() -> None:
     assert capture_range(OFFSETS, np.abs(OFFSETS - 4)) == 0
+    assert capture_range(OFFSETS, np.abs(OFFSETS + 4)) == 0
+    assert capture_range(OFFSETS, np.abs(OFFSETS - 2)) == 30  # next to the truth is near enough
     assert capture_range(OFFSETS, -np.abs(OFFSETS)) == 0
 
 
@@ -100,7 +102,7 @@ def test_the_whole_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         io.write_image(getattr(pair, name), tmp_path / f"{name}.nii.gz")
     io.write_transform(pair.truth, tmp_path / "truth.h5")
     scans = [str(tmp_path / f"{name}.nii.gz") for name in ("fixed", "moving")]
-    few = ["--representation", "mind", "--reach", "18", "--step", "6", "--points", "2000"]
+    few = ["--representation", "mind", "--reach", "18", "--step", "6", "--points", "4000"]
     more = ["--truth", str(tmp_path / "truth.h5"), "-o", str(tmp_path / "figure.png")]
     monkeypatch.setattr(sys, "argv", ["landscape.py", *scans, *few, *more])
     main()
