@@ -140,7 +140,7 @@ def table(records: list[Record], reference: str) -> str:
 
 
 def summary(records: list[Record], name: str, base: Mapping[str, Record]) -> str:
-    """One line: error relative to the start and to the reference, gain in Dice where labels are all there is."""
+    """One line: what was measured, the error left and set against the reference, Dice where there is no error."""
     mine = [r for r in records if r["representation"] == name]
     start = {r["task"]: r for r in records if r["representation"] == "start"}
     known = [r for r in mine if "epe_mean" in r]
@@ -156,7 +156,13 @@ def summary(records: list[Record], name: str, base: Mapping[str, Record]) -> str
         gain = [r["dice"] - base[r["task"]]["dice"] for r in labels]
         mean = np.mean([r["dice"] for r in labels])
         parts.append(f"Dice of label tasks {mean:.3f}, {np.mean(gain):+.3f} on the reference (worst {min(gain):+.3f})")
-    return f"- {name}: {'; '.join(parts)}"
+    return f"- {name} ({_made_of(mine[0])}): {'; '.join(parts)}"
+
+
+def _made_of(record: Record) -> str:
+    """Weights of the model and of the smoothness."""
+    weights = f"diffusion {record['diffusion']:g}, bending {record['bending_mm2']:g} mm2"
+    return f"model {record['hash'][:12]}, {weights}" if record["hash"] else weights
 
 
 def _against(record: Record, reference: Record) -> str:

@@ -82,17 +82,25 @@ def test_methods_are_measured_recorded_and_set_against_each_other(work: Path, ju
     text = table(records, "mind")
     ratio = patch["epe_mean"] / mind["epe_mean"]
     assert f"| {ratio:.2f} |" in text.splitlines()[3]
-    assert f"- patch: {patch['epe_mean'] / start['epe_mean']:.3f} of the error left, {ratio:.3f}" in text
+    assert f"- patch (diffusion {RIGID.deformable.diffusion:g}, " in text
+    assert f"{patch['epe_mean'] / start['epe_mean']:.3f} of the error left, {ratio:.3f}" in text
 
 
 def test_label_tasks_are_told_by_the_gain_in_dice() -> None:
     records = [
-        {"task": "a", "representation": name, "dice": dice}
+        {
+            "task": "a",
+            "representation": name,
+            "dice": dice,
+            "hash": "0123456789abcdef",
+            "diffusion": 0.1,
+            "bending_mm2": 9,
+        }
         for name, dice in (("start", 0.5), ("ours", 0.75), ("mind", 0.7))
     ]
     text = table(records, "mind")
     assert "| a | ours |  | 0.750 |  |  |  | +0.050 |" in text
-    assert "- ours: Dice of label tasks 0.750, +0.050 on the reference (worst +0.050)" in text
+    assert "- ours (model 0123456789ab, diffusion 0.1, bending 9 mm2): Dice of label tasks 0.750, +0.050 on the" in text
 
 
 def test_a_registration_that_fails_counts_as_none(work: Path, judge: Path) -> None:
