@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from dsir_metric.errors import ConfigError
 
-__all__ = ["from_dict", "load_toml", "to_dict"]
+__all__ = ["dump_toml", "from_dict", "load_toml", "to_dict"]
 
 Config = TypeVar("Config")
 
@@ -46,6 +47,28 @@ def load_toml(path: str | Path, cls: type[Config]) -> Config:
         return from_dict(cls, mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def dump_toml(config: object) -> str:
+    """Text of a TOML file that `load_toml` reads back into the dataclass `config`; None is left out."""
+    return "\n".join(_toml(to_dict(config), "")).lstrip() + "\n"
+
+
+def _toml(table: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Lines of a table: its plain values first, then the tables in it."""
+    inner = {key: value for key, value in table.items() if _holds_tables(value)}
+    for key, value in table.items():
+        if key not in inner and value is not None:
+            yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in inner.items():
+        title = f"{name}.{key}" if name else key
+        for entry in value if isinstance(value, list) else [value]:
+            yield f"\n[[{title}]]" if isinstance(value, list) else f"\n[{title}]"
+            yield from _toml(entry, title)
+
+
+def _holds_tables(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, object]) -> Config:

@@ -17,7 +17,7 @@ from scipy import ndimage
 from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import DisplacementField, Grid
 
-__all__ = ["LABELS", "Contrast", "PhantomPair", "make_pair"]
+__all__ = ["LABELS", "Contrast", "PhantomPair", "make_pair", "smooth_transform"]
 
 Contrast = Literal["t1", "t2", "flair", "ct"]
 Triple = tuple[float, float, float]
@@ -139,7 +139,7 @@ def make_pair(
     grid = _centred_grid(size, spacing_mm, direction)
     scale = float(grid.extent_mm.min()) / _FIELD_OF_VIEW_MM
     rng = np.random.default_rng(seed)
-    smooth = _smooth_transform(grid, scale, amplitude_mm, rng)
+    smooth = smooth_transform(grid, scale, amplitude_mm, rng)
     angles = np.deg2rad(rotation_deg)
     rigid = sitk.Euler3DTransform((0.0, 0.0, 0.0), *map(float, angles), tuple(map(float, translation_mm)))
     truth = sitk.CompositeTransform([rigid, smooth])  # the last one comes first
@@ -157,8 +157,17 @@ def _centred_grid(size: int | tuple[int, int, int], spacing_mm: float | Triple, 
     return Grid((nx, ny, nz), (sx, sy, sz), (-offset[0], -offset[1], -offset[2]), direction)
 
 
-def _smooth_transform(grid: Grid, scale: float, amplitude_mm: float, rng: np.random.Generator) -> sitk.BSplineTransform:
-    """A random cubic B-spline whose domain reaches far beyond the grid, since outside of it ITK moves nothing."""
+def smooth_transform(grid: Grid, scale: float, amplitude_mm: float, rng: np.random.Generator) -> sitk.BSplineTransform:
+    """A random smooth deformation without folds: a cubic B-spline with knots 45 mm x `scale` apart.
+
+    Its domain reaches far beyond the grid, since outside of it ITK moves nothing. `amplitude_mm` is the length of its
+    largest displacement on the grid.
+
+    Raises
+    ------
+    ConfigError
+        If that amplitude folds.
+    """
     coarse = grid.resampled(8.0 * scale)
     extent = 2 * grid.extent_mm
     spline = sitk.BSplineTransform(3, 3)

@@ -12,7 +12,7 @@ from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair
 from dsir_metric.represent import Representer, represent_pair
-from dsir_metric.represent.pair import MOST_VOXELS, _resampled, working_grids
+from dsir_metric.represent.pair import MOST_VOXELS, resampled, working_grids
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def test_large_scans_are_taken_coarser() -> None:
 def test_resampling_makes_no_edge_outside() -> None:
     image = sitk.Image([8, 8, 8], sitk.sitkFloat32) + 500.0
     grid = Grid((30, 30, 30), (1.0, 1.0, 1.0), (-11.0, -11.0, -11.0))
-    np.testing.assert_allclose(sitk.GetArrayFromImage(_resampled(image, grid)), 500.0, rtol=1e-6)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(resampled(image, grid)), 500.0, rtol=1e-6)
 
 
 def test_coarser_voxels_are_averaged_not_picked() -> None:
     random = np.random.default_rng(0).standard_normal((40, 40, 40)).astype(np.float32)
     fine = sitk.GetImageFromArray(random)
-    same = _resampled(fine, Grid.of(fine))
+    same = resampled(fine, Grid.of(fine))
     np.testing.assert_allclose(sitk.GetArrayViewFromImage(same), random, atol=1e-6)
-    coarse = sitk.GetArrayFromImage(_resampled(fine, Grid.of(fine).resampled(4.0)))
+    coarse = sitk.GetArrayFromImage(resampled(fine, Grid.of(fine).resampled(4.0)))
     assert coarse.std() < 0.2  # the linear interpolation alone leaves 0.35
 
 

@@ -14,7 +14,7 @@ from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
-__all__ = ["MOST_VOXELS", "represent_pair", "working_grids"]
+__all__ = ["MOST_VOXELS", "represent_pair", "resampled", "working_grids"]
 
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
@@ -131,10 +131,10 @@ def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
 
 def _represent(image: sitk.Image, grid: Grid, representer: Representer, intensity: str) -> Representation:
     rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
-    return representer(_resampled(image, grid), rule)
+    return representer(resampled(image, grid), rule)
 
 
-def _resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
+def resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
     """`image` on `grid`: linear, after a Gaussian along the axes whose voxels become larger, edge values outside."""
     old = Grid.of(image)
     width = np.sqrt(np.maximum(grid.spacing_mm[0] ** 2 - np.square(old.spacing_mm), 0))

@@ -23,7 +23,7 @@ from dsir_metric.represent.weights import weights_hash
 from dsir_metric_export.halves import INPUTS, OUTPUTS, Halves
 from dsir_metric_export.parity import measure_parity
 
-__all__ = ["export_model", "export_network"]
+__all__ = ["export_model", "export_network", "reference"]
 
 OPSET = 18
 _PREFIX = "network."
@@ -179,12 +179,12 @@ def _card(
         data=tuple(dict(entry) for entry in data),
         weights_hash=weights_hash(file),
         parity=measure_parity(halves, file),
-        reference=_reference(network),
+        reference=reference(network),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__},
     )
 
 
-def _reference(network: MasrNet) -> tuple[float, ...]:
+def reference(network: MasrNet) -> tuple[float, ...]:
     """Descriptor of the middle voxel of the probe volume."""
     volume = torch.from_numpy(probe_volume())
     with torch.inference_mode():
