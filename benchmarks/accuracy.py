@@ -3,10 +3,10 @@
 Run with: python benchmarks/accuracy.py --judge regbench.py --work WORK --representation default --representation mind
               [--tasks a,b] [--settings benchmarks/settings.json] [--set deformable.diffusion=0.1] [--out accuracy.json]
 
-WORK holds the tasks that `regbench.py prepare` made. A representation is "mind", "patch", a shipped model or the path
-of an ONNX model. The settings file has a table of `RegisterConfig` for each of them (`tune.py` writes it); `--set` goes
-for all. The last representation named is the one the others are compared with. Records go to the JSON file one by one,
-the table to standard output.
+WORK holds the tasks that `regbench.py prepare` made. A representation is a name of representations.py or a model. The
+settings file has a table of `RegisterConfig` for each of them (`tune.py` writes it); `--set` goes for all. The last
+representation named is the one the others are compared with. Records go to the JSON file one by one, the table to
+standard output.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from representations import mind_ssc, patches, represent
+from representations import mind_centred, mind_ssc, patches, represent
 
 from dsir_metric.phantom import PhantomPair
 
@@ -64,6 +64,12 @@ def test_mind_of_a_linear_change_of_intensity_is_the_same() -> None:
     assert (mind_ssc(np.ones((5, 5, 5), np.float32)) == 1).all()
 
 
+def test_centred_mind_is_what_stands_out() -> None:
+    volume = np.random.default_rng(6).random((6, 6, 6), np.float32)
+    found, raw = mind_centred(volume)[2, 3, 4], mind_ssc(volume)[2, 3, 4]
+    np.testing.assert_allclose(found, (raw - raw.mean()) / np.linalg.norm(raw - raw.mean()), rtol=1e-4)
+
+
 def test_patches_know_no_brightness() -> None:
     volume = np.random.default_rng(5).random((6, 6, 6), np.float32)
     found = patches(volume)
@@ -76,7 +82,7 @@ def test_patches_know_no_brightness() -> None:
     assert (patches(np.ones((4, 4, 4), np.float32)) == 0).all()
 
 
-@pytest.mark.parametrize("name", ["mind", "patch"])
+@pytest.mark.parametrize("name", ["mind", "mind-centred", "patch"])
 def test_a_pair_shares_grid_and_intensity_rule_with_the_models(name: str, pair: PhantomPair) -> None:
     fixed, moving = represent(name, pair.fixed, sitk.Flip(pair.fixed, [True, False, False]), spacing_mm=6.0)
     assert fixed.grid.spacing_mm == moving.grid.spacing_mm == (6.0, 6.0, 6.0)
