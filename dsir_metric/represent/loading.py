@@ -97,8 +97,8 @@ def verify(model: str | Path) -> Iterator[str]:
     largest = np.max([found.get("largest", np.nan) for found in network.card.parity.values()], initial=0.0)
     if not largest <= _TOLERANCE:
         raise ModelFileError(
-            f"{path}: torch and ONNX Runtime differed by {largest:.1e} at export, more than {_TOLERANCE:.0e}; export the "
-            "model again"
+            f"{path}: torch and ONNX Runtime differed by {largest:.1e} at export, more than {_TOLERANCE:.0e}; export "
+            "the model again"
         )
     yield f"parity: torch and ONNX Runtime differed by {largest:.1e} at most at export"
 
