@@ -63,12 +63,15 @@ def _squeeze(
     Each relation is multiplied by weights (1, features, 1, 1, 1), summed, and added to a scalar unless that is 0.
     """
     follows = {name: node for node in graph.node for name in node.input}
-    weights, bias = [], []
+    weights: list[NDArray[np.float32]] = []
+    bias: list[float] = []
     for node in graph.node:
         folded = [c for c in node.input if c in constants and constants[c].shape == (1, config.features, 1, 1, 1)]
         if node.op_type == "Mul" and folded:
             added = follows[follows[node.output[0]].output[0]]
             weights.append(constants[folded[0]].reshape(-1))
-            bias.append(next((constants[c] for c in added.input if added.op_type == "Add" and c in constants), 0.0))
+            bias.append(
+                next((float(constants[c]) for c in added.input if added.op_type == "Add" and c in constants), 0.0)
+            )
     columns = min(1, len(weights)) if config.shared_squeeze else len(weights)
     return np.reshape(weights[:columns], (columns, config.features)).T, np.reshape(bias[:columns], columns)
