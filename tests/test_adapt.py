@@ -138,7 +138,7 @@ def test_a_model_is_scored_by_what_it_finds(scan: Path) -> None:
     trial = make_trial(scan, Appearance(), (0, 3))
     start = DisplacementField.from_transform(trial.truth, Grid.of(trial.fixed)).length_mm()[trial.mask].mean()
     found = score(trial, Representer("default", threads=1), threads=1)
-    assert found.error_mm < 0.4 * start
+    assert found.error_mm < 0.7 * start  # voxels of 4.5 mm
     assert trial.mask.sum() < 2 * CANDIDATES  # so half of the anatomy is searched
     assert 0.1 < found.retrieval <= 1
 

@@ -135,6 +135,7 @@ def test_more_than_a_tenth_of_bad_files_stops(scans: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="2 of 12 scans cannot be used, more than a tenth; the first: ") as caught:
         run(scans, tmp_path / "out", workers=1)
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
 
 
 def test_flat_images_among_scans_are_told_before_training(scans: Path, tmp_path: Path) -> None:
@@ -261,4 +262,3 @@ def test_killed_at_any_moment_and_resumed_is_as_never_killed(scans: Path, tmp_pa
     run(scans, tmp_path / "whole")
     assert sorted(p.name for p in out.iterdir()) == ["last.ckpt", "log"]
     assert same_weights(out / "last.ckpt", tmp_path / "whole" / "last.ckpt")
-    assert not multiprocessing.active_children()

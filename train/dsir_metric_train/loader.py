@@ -105,7 +105,9 @@ class Loader:
         self.chunk, self.waited_s, self.unusable = min(pairs.recipe.optimisation.chunk, len(pairs)), 0.0, unusable
         self.files = sum(len(source.files) for source in _scans(pairs.sources))
         ahead = 4 if workers else None
-        self._drawn = iter(DataLoader(pairs, batch_size=None, num_workers=workers, prefetch_factor=ahead))
+        self._drawn: Iterator[Drawn] = iter(
+            DataLoader(pairs, batch_size=None, num_workers=workers, prefetch_factor=ahead)
+        )
 
     def __len__(self) -> int:
         return self.chunk
@@ -118,6 +120,10 @@ class Loader:
             if drawn is None:
                 return
             yield self._checked(drawn)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._drawn = iter(())
 
     def _checked(self, drawn: Drawn) -> Pair:
         if isinstance(drawn.pair, DsirError):

@@ -101,6 +101,7 @@ class _Pairs(lightning.LightningDataModule):
         super().__init__()
         self.recipe, self.workers, self.unusable = recipe, workers, unusable
         self.sources = recipe.open_sources(root)
+        self.loader: Loader | None = None
         for source in self.sources:  # a source none of whose files can be used is told before the run
             source.draw(np.random.default_rng(0))
 
@@ -108,7 +109,13 @@ class _Pairs(lightning.LightningDataModule):
         """Loader of the steps that are left."""
         start = self.trainer.global_step if self.trainer else 0
         count = max(1, self.recipe.optimisation.steps - start)
-        return Loader(ViewPairs(self.recipe, self.sources, start, count), self.workers, self.unusable)
+        self.loader = Loader(ViewPairs(self.recipe, self.sources, start, count), self.workers, self.unusable)
+        return self.loader
+
+    def close(self) -> None:
+        """End what draws, also when an error is still being told."""
+        if self.loader is not None:
+            self.loader.close()
 
 
 def train(
@@ -180,12 +187,15 @@ def train(
         num_sanity_val_steps=0,
     )
     previous = out / CHECKPOINT
-    trainer.fit(
-        module,
-        datamodule=pairs,
-        ckpt_path=previous if resume and previous.exists() else None,
-        weights_only=False,
-    )
+    try:
+        trainer.fit(
+            module,
+            datamodule=pairs,
+            ckpt_path=previous if resume and previous.exists() else None,
+            weights_only=False,
+        )
+    finally:
+        pairs.close()
     if module.unusable:
         warnings.warn(_told(module.unusable), RuntimeWarning, stacklevel=2)
     return previous
