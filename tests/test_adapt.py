@@ -246,6 +246,10 @@ def test_the_recipe_that_was_written_repeats_the_training(
     again = tmp_path / "again"
     result = call(tmp_path / "out/recipe.toml", "--data", scans, "-o", again, "--model", model_file, "--workers", 0)
     assert result.exit_code == 0, result.output
+    refused(
+        call(tmp_path / "out/recipe.toml", "--data", scans, "-o", again, "--model", "default"),
+        "are expected: give their model",
+    )
     one, other = (torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (tmp_path / "out", again))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -226,6 +226,8 @@ def test_a_run_may_begin_with_given_weights(scans: Path, tmp_path: Path) -> None
     recipe(scans, steps=1, base="0123456789abcdef")
     with pytest.raises(ConfigError, match="begins with the weights 0123456789ab; give the model"):
         run(scans, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"\[model\] is not that of the given weights"):
+        run(scans, tmp_path / "out", network=MasrNet(ModelConfig(widths=(4, 8), features=3)))
     networks = [MasrNet(ModelConfig(widths=(4, 8), features=2)) for _ in range(2)]
     before = [n.out.weight.detach().clone() for n in networks]
     after = [load_network(run(scans, tmp_path / f"{k}", network=n)).out.weight.detach() for k, n in enumerate(networks)]

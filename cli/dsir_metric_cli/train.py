@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsir_metric import io
+from dsir_metric.config import load_toml
 from dsir_metric.errors import ConfigError
 from dsir_metric_cli.options import PATH, debug_option, needs
 
@@ -61,12 +62,13 @@ def _hush() -> None:
 def _train(recipe: Path, output: Path, *, model: str | None = None, data: Path | None = None, **chosen: Any) -> None:
     with needs("train"):
         from dsir_metric_train.loop import train
+        from dsir_metric_train.recipe import Recipe
     _hush()
     network = None
     if model is not None:
         with needs("export"):
             from dsir_metric_export import read_network
-        network = read_network(model).train()
+        network = read_network(model, load_toml(recipe, Recipe).base).train()
     checkpoint = train(recipe, io.prepare_folder(output), data_root=data, network=network, **chosen)
     click.echo(f"wrote {checkpoint}; next: dsir-metric export {checkpoint} -o model.onnx", err=True)
 

@@ -21,13 +21,15 @@ __all__ = ["read_network"]
 _TOLERANCE = 1e-4  # of the reference descriptor; another network lies at 1
 
 
-def read_network(model: str | Path) -> MasrNet:
+def read_network(model: str | Path, weights_hash: str = "") -> MasrNet:
     """The network inside a model file, with its weights.
 
     Parameters
     ----------
     model : str or Path
         Name of a shipped model, or an .onnx file made by `export_network`.
+    weights_hash : str
+        Of the weights that are expected; any will do by default.
 
     Returns
     -------
@@ -37,9 +39,14 @@ def read_network(model: str | Path) -> MasrNet:
     Raises
     ------
     ModelFileError
-        If there is no such model, its card does not fit it, or its graph is not one that the export makes.
+        If there is no such model, its card does not fit it, it has other weights than expected, or its graph is not
+        one that the export makes.
     """
     path, card = model_path(model), load_card(model)
+    if weights_hash and weights_hash != card.weights_hash:
+        raise ModelFileError(
+            f"{path}: has the weights {card.weights_hash[:12]}; {weights_hash[:12]} are expected: give their model"
+        )
     graph = onnx.load(path).graph
     constants = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
     try:

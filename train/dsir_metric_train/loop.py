@@ -167,6 +167,8 @@ def train(
     recipe, out = load_toml(recipe_path, Recipe), prepare_folder(out)
     if recipe.base and network is None:
         raise ConfigError(f"{recipe_path}: begins with the weights {recipe.base[:12]}; give the model that has them")
+    if network is not None and network.config != recipe.model:
+        raise ConfigError(f"{recipe_path}: [model] is not that of the given weights; write {network.config.to_dict()}")
     for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
         stale.unlink()
     root = Path(data_root) if data_root else Path(recipe_path).parent
