@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,7 @@ def test_a_wrong_recipe_is_refused(mapping: dict[str, object], message: str) -> 
 def test_recipes_that_come_along() -> None:
     ours, paper = (load_toml(RECIPES / f"{name}.toml", Recipe) for name in ("default", "paper"))
     assert paper.sources == tuple(s for s in ours.sources if s.kind == "scans")
-    assert paper.model == ours.model
+    assert replace(paper.model, epsilon=ours.model.epsilon) == ours.model  # both begin at random only with a small one
     assert all(s.origin and s.licence for s in ours.sources)
     assert (paper.placement.relative_rotation_deg, paper.placement.relative_scale) == (0.0, 0.0)
     assert paper.appearance == Appearance()
