@@ -22,7 +22,7 @@ _COMMANDS = {
     },
     "Models": {
         "models": "List, show and check models",
-        "train": "Train a model from a recipe",
+        "train": "Fine-tune a model on a folder of scans, or train one from a recipe",
         "export": "Turn a checkpoint into a model file",
     },
 }

@@ -33,7 +33,7 @@ __all__ = ["command"]
 @click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that draw views.")
 @debug_option
 def command(source: Path, output: Path, resume: bool, workers: int, **given: Any) -> None:
-    r"""Fine-tune a model on the scans in FOLDER, or train one from RECIPE, a TOML file.
+    """Fine-tune a model on the scans in FOLDER, or train one from RECIPE, a TOML file.
 
     \b
       dsir-metric train my_scans/ -o out/
@@ -44,7 +44,7 @@ def command(source: Path, output: Path, resume: bool, workers: int, **given: Any
     model.onnx is written only if it became better; report.json says by how much.
 
     Needs the extras: pip install 'dsir-metric[train,export]'.
-    """
+    """  # noqa: D301
     chosen = {name: value for name, value in given.items() if value is not None}
     unfit = {"data"} if source.is_dir() else {"steps", "crop", "seed", "keep", "threads"}
     for name in unfit & set(chosen):
