@@ -33,9 +33,11 @@ class Appearance:
     blur_vox : float
         Largest standard deviation of a Gaussian blur, in voxels.
     slices_vox : float
-        Thickest slices along one axis, in voxels; in a quarter of the views.
+        Thickest slices along one axis, in voxels.
     ghosting : float
-        Largest share of a displaced copy (periodic motion along one axis); in a quarter of the views.
+        Largest share of a displaced copy (periodic motion along one axis).
+    artefacts : float
+        Share of the views that get thick slices, and of those that get ghosts.
     """
 
     invert: float = 0.5
@@ -46,6 +48,7 @@ class Appearance:
     blur_vox: float = 0.0
     slices_vox: float = 0.0
     ghosting: float = 0.0
+    artefacts: float = 0.25
 
 
 def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int = 256) -> tuple[Volume, Volume]:
@@ -96,9 +99,9 @@ def random_appearance(rng: np.random.Generator, image: Volume, rule: Appearance,
     if rule.blur_vox:
         sigma = rng.uniform(0, rule.blur_vox)
         out = ndimage.gaussian_filter(out, sigma, truncate=2.5) if sigma > 0.3 else out
-    if rule.slices_vox and rng.uniform() < 0.25:
+    if rule.slices_vox and rng.uniform() < rule.artefacts:
         out = _thick_slices(rng, out, rng.uniform(1.5, max(1.5, rule.slices_vox)))
-    if rule.ghosting and rng.uniform() < 0.25:
+    if rule.ghosting and rng.uniform() < rule.artefacts:
         out = _ghosts(rng, out, rng.uniform(0, rule.ghosting))
     if rule.noise:
         out = _noisy(rng, out, rng.uniform(0, rule.noise))
