@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from dsir_metric.errors import ConfigError
 from dsir_metric_train.dns import PAIRS, relations
 
 __all__ = ["MasrNet", "ModelConfig"]
@@ -49,6 +50,13 @@ class ModelConfig:
     blur: tuple[int, ...] = (1, 2, 1)
     shared_squeeze: bool = True
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        counts = (*self.widths, *self.dilations, self.convolutions, self.features, self.channels)
+        if not self.widths or min(counts) < 1 or not self.epsilon > 0:
+            raise ConfigError("widths, dilations, convolutions, features, channels and epsilon of a model are positive")
+        if len(self.blur) % 2 == 0 or min(self.blur) < 0 or sum(self.blur) == 0:
+            raise ConfigError(f"blur is {list(self.blur)}; an odd number of weights is expected, none negative")
 
     @property
     def multiple(self) -> int:

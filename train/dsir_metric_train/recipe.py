@@ -67,6 +67,8 @@ class DataSource:
             )
         if self.weight <= 0:
             raise ConfigError(f"the weight of a source is positive; {self.weight} came")
+        if self.assume_spacing_mm < 0:
+            raise ConfigError(f"assume_spacing_mm is a voxel size, or 0; {self.assume_spacing_mm} came")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Optimisation:
     def __post_init__(self) -> None:
         if min(self.steps, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
             raise ConfigError("steps, points, chunk, learning_rate and temperature are positive")
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
 
 
 @dataclass(frozen=True)

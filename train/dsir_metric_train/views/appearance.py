@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dsir_metric.errors import ConfigError
 from dsir_metric_train.views.placement import Volume
 
 __all__ = ["Appearance", "bezier_curve", "random_appearance", "smooth_noise"]
@@ -49,6 +50,13 @@ class Appearance:
     slices_vox: float = 0.0
     ghosting: float = 0.0
     artefacts: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.control_points < 2:
+            raise ConfigError(f"a curve has 2 or more control_points; {self.control_points} came")
+        largest = (self.gamma, self.bias, self.noise, self.blur_vox, self.slices_vox, self.ghosting)
+        if not all(0 <= size < np.inf for size in largest):
+            raise ConfigError("gamma, bias, noise, blur_vox, slices_vox and ghosting are largest sizes: not negative")
 
 
 def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int = 256) -> tuple[Volume, Volume]:

@@ -43,6 +43,8 @@ class Paint:
     def __post_init__(self) -> None:
         if min(self.mr, self.ct, self.us) < 0 or self.mr + self.ct + self.us <= 0:
             raise ConfigError("mr, ct and us are shares of the intensity laws: none negative, one at least positive")
+        if not (0 <= self.texture < np.inf and 0 <= self.detail < np.inf):
+            raise ConfigError("texture and detail are largest amplitudes: not negative")
 
 
 def paint_both(

@@ -10,6 +10,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dsir_metric.errors import ConfigError
+
 __all__ = ["BACKGROUND", "Affine", "Placement", "Source", "Views", "Volume", "inside"]
 
 Volume = NDArray[np.float32]
@@ -59,6 +61,11 @@ class Placement:
     relative_rotation_deg: float = 0.0
     relative_scale: float = 0.0
     relative_shift_vox: float = 0.0
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.spacing_mm
+        if not 0 < smallest <= largest < np.inf:
+            raise ConfigError(f"spacing_mm is {list(self.spacing_mm)}; the smallest voxel size first, both positive")
 
     @property
     def middle(self) -> NDArray[np.float64]:

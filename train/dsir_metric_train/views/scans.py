@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dsir_metric.errors import DataError, DsirError, ShapeError
+from dsir_metric.errors import ConfigError, DataError, DsirError, ShapeError
 from dsir_metric.io import read_image
 from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric_train.views.appearance import Appearance, random_appearance
@@ -30,8 +30,14 @@ def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
     ------
     DataError
         If there is none.
+    ConfigError
+        If a pattern is none, or does not begin at the folder.
     """
-    found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name.endswith(SUFFIXES)})
+    try:
+        matches = {p for pattern in patterns for p in folder.glob(pattern)}
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"files {', '.join(map(repr, patterns))}: {error}; give patterns below {folder}") from error
+    found = sorted(p for p in matches if p.name.lower().endswith(SUFFIXES))
     if not found:
         raise DataError(f"no NIfTI, NRRD or MetaImage file in {folder} matches {', '.join(patterns)}; check the folder")
     return found
