@@ -1,6 +1,6 @@
 """What each part of the method is worth: the paper's tables 3 and 5, trained, registered and scored in one go.
 
-Run with: python benchmarks/ablate.py train/recipes/default.toml --data DATA --steps 2000 --out ABLATION
+Run with: python benchmarks/ablate.py benchmarks/ablation.toml --data DATA --steps 350 --out ABLATION
               --judge regbench.py --work WORK [--tasks a,b] [--tuning TUNE] [--paper train/recipes/paper.toml]
 
 Table 3 goes from the features of an untrained network to the finished representation, table 5 changes the layouts of
@@ -13,9 +13,7 @@ ABLATION/ablation.json has every score, ablation.md the table.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +23,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from accuracy import Methods, Record, Represent, compare, find_tasks, load_judge, settings
-from dsir_metric_train.loop import load_network, train
+from dsir_metric_train.checkpoint import load_network
+from dsir_metric_train.loop import train
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
 from representations import Describer, Values
 from tune import told, tune
 
-from dsir_metric.config import load_toml
+from dsir_metric.config import dump_toml, load_toml
 from dsir_metric.io import prepare_folder
 from dsir_metric.represent import Representation, represent_pair
 
@@ -48,7 +47,7 @@ class Row:
     folder : str
         Of the training run, shared by rows that read one network in different ways; none: random weights.
     model : dict
-        What differs from the [model] table of the recipe.
+        Fields of `ModelConfig` that differ from those of the recipe.
     read : callable
         From a network and images (1, 1, z, y, x) to channels (1, c, z, y, x), of any length.
     smoothed : bool
@@ -57,7 +56,7 @@ class Row:
 
     name: str
     folder: str = ""
-    model: dict[str, object] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     read: Read = MasrNet.forward
     smoothed: bool = False
 
@@ -67,9 +66,9 @@ ROWS = (
     Row("+ DNS", read=lambda network, image: network.embed(network.features(image))),
     Row("+ contrastive training (N and N_d)", "both"),
     Row("+ Gaussian", "both", smoothed=True),
-    Row("trained, no DNS", "none", {"dilations": []}),
-    Row("trained, N alone", "direct", {"dilations": [1]}),
-    Row("trained, N_d alone", "dilated", {"dilations": [2]}),
+    Row("trained, no DNS", "none", {"dilations": ()}),
+    Row("trained, N alone", "direct", {"dilations": (1,)}),
+    Row("trained, N_d alone", "dilated", {"dilations": (2,)}),
 )
 PAPER = Row("the paper's recipe", "paper")
 
@@ -80,35 +79,23 @@ def network_of(row: Row, recipe: Path, options: argparse.Namespace) -> MasrNet:
         plan = load_toml(recipe, Recipe)
         torch.manual_seed(plan.optimisation.seed)
         return MasrNet(plan.model).eval()
-    folder = prepare_folder(options.out / row.folder)
-    file, text = folder / "recipe.toml", changed(recipe, row.model, options.steps)
-    if file.exists() and file.read_text() != text:
+    folder, wanted = prepare_folder(options.out / row.folder), changed(load_toml(recipe, Recipe), row, options.steps)
+    file = folder / "recipe.toml"
+    if file.exists() and load_toml(file, Recipe) != wanted:
         sys.exit(f"{file} is another recipe than the one asked for; give an --out of its own")
-    file.write_text(text)
+    file.write_text(dump_toml(wanted), encoding="utf-8")
     return load_network(
         train(file, folder, data_root=options.data, resume=True, workers=options.workers, progress=False)
     )
 
 
-def changed(recipe: Path, model: dict[str, object], steps: int) -> str:
-    """A recipe as TOML, with other values in [model] and another number of steps."""
-    tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    tree["model"] = {**tree.get("model", {}), **model}
-    tree["optimisation"] = {**tree.get("optimisation", {}), "steps": steps}
-    return to_toml(tree)
-
-
-def to_toml(tree: dict[str, Any]) -> str:
-    """TOML of a recipe: values, tables of values, and lists of such tables. Plain JSON values are TOML too."""
-    tables = {k: v for k, v in tree.items() if isinstance(v, dict)}
-    lists = {k: v for k, v in tree.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    lines = [f"{k} = {json.dumps(v)}" for k, v in tree.items() if k not in tables and k not in lists]
-    for name, table in tables.items():
-        lines += [f"[{name}]", to_toml(table)]
-    for name, entries in lists.items():
-        for entry in entries:
-            lines += [f"[[{name}]]", to_toml(entry)]
-    return "\n".join(lines) + "\n"
+def changed(recipe: Recipe, row: Row, steps: int) -> Recipe:
+    """The recipe of a row: other values in [model], and the number of steps that all rows have."""
+    return replace(
+        recipe,
+        model=replace(recipe.model, **row.model),
+        optimisation=replace(recipe.optimisation, steps=steps),
+    )
 
 
 def representing(row: Row, network: MasrNet, sigma_vox: float) -> Represent:

@@ -15,7 +15,8 @@ from scipy import ndimage
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 from dsir_metric_train import loop  # noqa: E402
-from dsir_metric_train.loop import load_network, train  # noqa: E402
+from dsir_metric_train.checkpoint import load_network  # noqa: E402
+from dsir_metric_train.loop import Contrast, train  # noqa: E402
 from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
@@ -169,6 +170,24 @@ def test_paper_leaves_the_first_view_as_it_is(data: Path) -> None:
     assert (steps >= -1e-6).all()  # one rising curve
 
 
+@pytest.mark.parametrize("spacing", [1.0, 3.0])  # cut from the volume of 1 mm, and from that of 2 mm
+def test_a_crop_of_a_scan_lies_about_a_point_of_the_body(spacing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.linspace(0, 1, 80, dtype=np.float32)[:, None, None] * np.ones((80, 80, 80), np.float32)
+    ramp[:40] = 0
+    scans = Scans([Path("half.nii")], Placement(16, (spacing, spacing)), PLAIN, both=False)
+    monkeypatch.setattr(scans, "read", lambda _: (ramp, ramp[::2, ::2, ::2].copy()))
+    for seed in range(5):
+        view = scans.draw(rng(seed)).first
+        assert view[7:9, 7:9, 7:9].max() > 0.4
+        steps = np.diff(view, axis=0)
+        assert np.median(steps[np.abs(steps) > 1e-4]) == pytest.approx(spacing / 79, rel=0.01)
+
+
+def test_skull_and_skin_are_removed_now_and_then(data: Path) -> None:
+    maps = LabelMaps(find_images(data, ["labels/*"]), SMALL, LAWS, Appearance(), strip_above=1)
+    assert {bool(maps.draw(rng(seed)).foreground.any()) for seed in range(12)} == {True, False}
+
+
 def test_voxel_size_may_be_assumed(data: Path) -> None:
     scans = Scans(find_images(data, ["a.nii.gz"]), Placement(crop=16), PLAIN, False, assume_spacing_mm=1.0)
     assert scans.read(data / "a.nii.gz")[0].shape == (24, 26, 28)
@@ -178,8 +197,14 @@ def test_voxel_size_may_be_assumed(data: Path) -> None:
 def test_images_are_found_by_pattern(data: Path, tmp_path: Path) -> None:
     assert [f.name for f in find_images(data, ["*"])] == ["a.nii.gz", "b.nrrd", "c.mha"]
     assert [f.name for f in find_images(data, ["labels/*", "*.mha", "c*"])] == ["c.mha", "d.nii.gz"]
+    (tmp_path / "SCAN.NII").touch()
+    assert [f.name for f in find_images(tmp_path, ["*"])] == ["SCAN.NII"]
+    (tmp_path / "SCAN.NII").unlink()
     with pytest.raises(DataError, match="no NIfTI, NRRD or MetaImage file"):
         find_images(tmp_path, ["*"])
+    for pattern in ("", "/scans/*"):
+        with pytest.raises(ConfigError, match="give patterns below"):
+            find_images(data, [pattern])
 
 
 def test_points_lie_in_the_foreground_and_in_both_views() -> None:
@@ -235,11 +260,56 @@ SCANS = {"kind": "scans", "files": ["*"]}
         ({"sources": [{"kind": "shapes", "files": ["*"]}]}, "kind 'shapes' with files"),
         ({"sources": [{"kind": "shapes", "weight": 0}]}, "weight of a source is positive"),
         ({"sources": [SCANS], "optimisation": {"steps": 0}}, "are positive"),
+        ({"sources": [SCANS], "optimisation": {"seed": -1}}, "seed is a whole number"),
+        ({"sources": [{**SCANS, "assume_spacing_mm": -1}]}, "assume_spacing_mm is a voxel size"),
+        ({"sources": [SCANS], "placement": {"spacing_mm": [2, 1]}}, "smallest voxel size first"),
+        ({"sources": [SCANS], "placement": {"spacing_mm": [0, 1]}}, "both positive"),
+        ({"sources": [SCANS], "appearance": {"control_points": 1}}, "2 or more control_points"),
+        ({"sources": [SCANS], "appearance": {"noise": -1}}, "largest sizes"),
+        ({"sources": [SCANS], "paint": {"texture": -1}}, "largest amplitudes"),
+        ({"sources": [SCANS], "model": {"widths": []}}, "of a model are positive"),
+        ({"sources": [SCANS], "model": {"features": 0}}, "of a model are positive"),
+        ({"sources": [SCANS], "model": {"dilations": [0]}}, "of a model are positive"),
+        ({"sources": [SCANS], "model": {"blur": [1, 1]}}, "odd number of weights"),
     ],
 )
 def test_a_wrong_recipe_is_refused(mapping: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(Recipe, mapping)
+
+
+def test_sources_are_drawn_by_their_weights() -> None:
+    sources = [SCANS, {"kind": "shapes", "weight": 3.0}]
+    np.testing.assert_allclose(from_dict(Recipe, {"sources": sources}).shares(), [0.25, 0.75])
+
+
+def contrast(**optimisation: object) -> Contrast:
+    model = {"widths": [4, 8], "features": 2}
+    sources = [{"kind": "shapes"}]
+    return Contrast(from_dict(Recipe, {"sources": sources, "model": model, "optimisation": optimisation}), Path())
+
+
+def test_learning_rate_falls_to_a_hundredth_if_asked_to() -> None:
+    assert isinstance(contrast().configure_optimizers(), torch.optim.Adam)
+    chosen = contrast(decay=True, steps=8, learning_rate=0.5).configure_optimizers()
+    rates = []
+    for _ in range(9):
+        rates.append(chosen["optimizer"].param_groups[0]["lr"])
+        chosen["optimizer"].step()
+        chosen["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.005 + 0.495 * (1 + np.cos(np.pi * k / 8)) / 2 for k in range(9)])
+
+
+@pytest.mark.parametrize(("precision", "head"), [("single", torch.float32), ("mixed", torch.bfloat16)])
+def test_mixed_precision_is_that_of_the_head_alone(precision: str, head: torch.dtype) -> None:
+    module, seen = contrast(precision=precision), []
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    for layer in (module.network.out, module.network.head):
+        layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    points = torch.arange(30).reshape(10, 3) % 8
+    loss = module.training_step((torch.rand(2, 1, 8, 8, 8), points, points.float()), 0)
+    assert seen == [torch.float32, head]
+    assert loss.dtype == torch.float32
 
 
 def test_recipes_that_come_along() -> None:

@@ -19,15 +19,16 @@ import SimpleITK as sitk
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 from dsir_metric_train import loader, loop  # noqa: E402
+from dsir_metric_train.checkpoint import load_network  # noqa: E402
 from dsir_metric_train.loader import Loader, ViewPairs  # noqa: E402
-from dsir_metric_train.loop import load_network, train  # noqa: E402
+from dsir_metric_train.loop import train  # noqa: E402
 from dsir_metric_train.model import MasrNet, ModelConfig  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
 from dsir_metric_train.views import Appearance, Placement, Scans  # noqa: E402
 from dsir_metric_train.views.cache import Cache  # noqa: E402
 
 from dsir_metric.config import load_toml  # noqa: E402
-from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
+from dsir_metric.errors import ConfigError, DataError, ModelFileError, ShapeError  # noqa: E402
 from dsir_metric.geometry import Grid  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
 
@@ -172,6 +173,27 @@ def test_resumed_run_keeps_the_earlier_lines(scans: Path, tmp_path: Path, monkey
         assert [row[column] for row in rows(out)] == [row[column] for row in rows(tmp_path / "whole")]
     assert all(float(row["pairs_per_second"]) > 0 and float(row["waited_s"]) > 0 for row in rows(out))
     assert same_weights(out / "last.ckpt", tmp_path / "whole" / "last.ckpt")
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(scans: Path, tmp_path: Path) -> None:
+    recipe(scans, steps=2)
+    out = tmp_path / "out"
+    whole = run(scans, out).read_bytes()
+    recipe(scans, steps=4)
+    with pytest.raises(
+        ConfigError, match=r"made by another recipe \(optimisation\.steps was 2, now 4\); give it again"
+    ):
+        run(scans, out, resume=True)  # the learning rate would fall, and rise again
+    wide = recipe(scans, steps=2)
+    wide.write_text(wide.read_text().replace("[4, 8]", "[4, 6]"))
+    with pytest.raises(ConfigError, match=r"another recipe \(other model\.widths\)"):
+        run(scans, out, resume=True)
+    recipe(scans, steps=2)
+    for broken in (whole[:2000], b"hello"):
+        (out / "last.ckpt").write_bytes(broken)
+        with pytest.raises(ModelFileError, match=r"last\.ckpt: is no checkpoint, or a damaged one"):
+            run(scans, out, resume=True)
+    assert (out / "last.ckpt").read_bytes() == b"hello"
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

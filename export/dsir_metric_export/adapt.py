@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from dsir_metric_train.loop import load_network, train
-from dsir_metric_train.model import ModelConfig
+from dsir_metric_train.checkpoint import check_resumable, read_checkpoint
+from dsir_metric_train.loop import CHECKPOINT, train
+from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import DataSource, Optimisation, Recipe
 from dsir_metric_train.views import Appearance, Paint, Placement, find_images
 from dsir_metric_train.views.scans import check_headers
@@ -106,7 +107,7 @@ def adapt(
     workers : int
         Processes that draw views.
     threads : int, optional
-        CPU threads of the trials; all cores by default.
+        CPU threads; all cores by default.
     progress : bool
         Show Lightning's progress bar.
     on_note : callable
@@ -121,9 +122,9 @@ def adapt(
     DataError, ShapeError, GeometryError
         If there are fewer than three scans, or they are unusable; see `dsir_metric_train.loop.train`.
     ConfigError
-        If steps or crop are out of range.
+        If steps or crop are out of range, or what is resumed was begun otherwise.
     ModelFileError
-        If there is no such model.
+        If there is no such model, or the checkpoint to resume is damaged.
     """
     begin, folder, out = time.perf_counter(), Path(folder), prepare_folder(out)
     if threads is not None:
@@ -133,6 +134,8 @@ def adapt(
     trained, held = _split(files, folder, seed)
     recipe = _recipe(card, [f.relative_to(folder) for f in trained], steps, crop, seed)
     check_headers(files, recipe.placement)
+    if resume:
+        check_resumable(out / CHECKPOINT, recipe)
     with atomic(out / "recipe.toml") as temporary:
         temporary.write_text(dump_toml(recipe), encoding="utf-8")
     trials, unusable = _trials(held, recipe.appearance, seed)
@@ -148,10 +151,10 @@ def adapt(
         workers=workers,
         progress=progress,
     )
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    trained_network, content = read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
         made = Path(scratch) / "model.onnx"
-        _export(checkpoint, content, recipe, card, made, out.name)
+        _export(trained_network, content, recipe, card, made, out.name)
         after = _scores(trials, made, threads)
         on_note(f"after: {_told(after)}")
         outcome = Adaptation(_figures(before, after), None, checkpoint)
@@ -221,7 +224,8 @@ def _trials(held: Sequence[Path], appearance: Appearance, seed: int) -> tuple[li
         except DsirError as error:
             unusable[str(file)] = str(error)
     if len(trials) < 2:
-        raise DataError(f"no scan that was held back can be used: {next(iter(unusable.values()))}")
+        reason = next(iter(unusable.values()))
+        raise DataError(f"{len(unusable)} of {len(held)} scans that were held back cannot be used; the first: {reason}")
     return trials, unusable
 
 
@@ -243,13 +247,11 @@ def _told(scores: Sequence[Score]) -> str:
 
 
 def _export(
-    checkpoint: Path, content: Mapping[str, Any], recipe: Recipe, card: ModelCard, file: Path, name: str
+    network: MasrNet, content: Mapping[str, Any], recipe: Recipe, card: ModelCard, file: Path, name: str
 ) -> None:
     """Write the model file; its card tells the user's files by name alone, since folders may name people."""
     used = [{**entry, "file": Path(entry["file"]).name} for entry in content["hyper_parameters"]["data"]]
     data = [dict(entry) for entry in card.data]
     shown = to_dict(recipe)
     shown["sources"][0]["files"] = [entry["file"] for entry in used if entry["source"] == YOURS]
-    export_network(
-        load_network(checkpoint), file, name=name, recipe=shown, data=data + [e for e in used if e not in data]
-    )
+    export_network(network, file, name=name, recipe=shown, data=data + [e for e in used if e not in data])

@@ -13,10 +13,10 @@ from typing import Any
 
 import onnx
 import torch
-from dsir_metric_train.model import MasrNet, ModelConfig
+from dsir_metric_train.checkpoint import read_checkpoint
+from dsir_metric_train.model import MasrNet
 
-from dsir_metric.config import from_dict
-from dsir_metric.errors import ConfigError, DataError, ModelFileError
+from dsir_metric.errors import DataError, ModelFileError
 from dsir_metric.represent.card import FORMAT, ModelCard
 from dsir_metric.represent.probe import probe_volume
 from dsir_metric.represent.weights import weights_hash
@@ -26,7 +26,6 @@ from dsir_metric_export.parity import measure_parity
 __all__ = ["export_model", "export_network", "reference"]
 
 OPSET = 18
-_PREFIX = "network."
 
 
 def export_model(checkpoint: Path, out: Path, name: str | None = None) -> ModelCard:
@@ -35,8 +34,7 @@ def export_model(checkpoint: Path, out: Path, name: str | None = None) -> ModelC
     Parameters
     ----------
     checkpoint : Path
-        Lightning checkpoint. `hyper_parameters` holds "model", "recipe" and "data", `state_dict` the weights under
-        "network.".
+        As `dsir_metric_train.loop.train` leaves it.
     out : Path
         The .onnx file to write, whole or not at all.
     name : str or None
@@ -55,7 +53,8 @@ def export_model(checkpoint: Path, out: Path, name: str | None = None) -> ModelC
     ParityError
         If torch and ONNX Runtime disagree.
     """
-    network, settings = _load(Path(checkpoint))
+    network, content = read_checkpoint(checkpoint)
+    settings = content["hyper_parameters"]
     return export_network(network, out, name=name, recipe=settings["recipe"], data=settings["data"])
 
 
@@ -81,25 +80,6 @@ def export_network(
     finally:
         temporary.unlink(missing_ok=True)
     return ModelCard.from_metadata(metadata, out)
-
-
-def _load(path: Path) -> tuple[MasrNet, dict[str, Any]]:
-    """Network and hyper-parameters of a checkpoint."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`") from error
-    except Exception as error:  # whatever unpickling damaged bytes raises
-        raise ModelFileError(f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric train`") from error
-    try:
-        settings = content["hyper_parameters"]
-        network = MasrNet(from_dict(ModelConfig, settings["model"]))
-        weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
-        network.load_state_dict(weights)
-        return network, {"recipe": settings["recipe"], "data": settings["data"]}
-    except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error
 
 
 def _to_onnx(halves: Halves) -> onnx.ModelProto:

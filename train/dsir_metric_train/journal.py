@@ -11,7 +11,7 @@ import lightning
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from dsir_metric.io import atomic
+from dsir_metric.io import atomic, prepare_folder
 from dsir_metric_train.loader import Loader
 
 __all__ = ["Journal", "WholeFiles"]
@@ -38,7 +38,7 @@ class Journal(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         """Take over the lines of the run that is resumed."""
         self._step, self._begin = trainer.global_step, time.perf_counter()
-        self.path.parent.mkdir(exist_ok=True)
+        prepare_folder(self.path.parent)
         if self._step and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._step]

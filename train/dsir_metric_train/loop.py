@@ -12,16 +12,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from dsir_metric.config import from_dict, load_toml, to_dict
+from dsir_metric.config import load_toml, to_dict
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.io import prepare_folder
+from dsir_metric_train.checkpoint import check_resumable
 from dsir_metric_train.journal import Journal, WholeFiles
 from dsir_metric_train.loader import Loader, Pair, ViewPairs
 from dsir_metric_train.loss import contrastive_loss, descriptors_at
-from dsir_metric_train.model import MasrNet, ModelConfig
+from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
 
-__all__ = ["CHECKPOINT", "Contrast", "load_network", "train"]
+__all__ = ["CHECKPOINT", "Contrast", "train"]
 
 CHECKPOINT = "last.ckpt"
 
@@ -74,7 +75,7 @@ class Contrast(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse broken weights; add the files that were used and those that could not be."""
+        """Refuse broken weights; add the files of the recipe, but for those that could not be used."""
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
             raise _diverged("weights are no numbers", self.global_step)
         used = [
@@ -154,7 +155,9 @@ def train(
     Raises
     ------
     ConfigError
-        If the recipe is unusable.
+        If the recipe is unusable, or not the one that made the checkpoint to go on from.
+    ModelFileError
+        If that checkpoint is damaged.
     DataError, ShapeError, GeometryError
         If the data or the folder are unusable, more than a tenth of the scans cannot be read, the disk is full, or the
         loss is no number; then the last good checkpoint stays.
@@ -169,6 +172,9 @@ def train(
         raise ConfigError(f"{recipe_path}: begins with the weights {recipe.base[:12]}; give the model that has them")
     if network is not None and network.config != recipe.model:
         raise ConfigError(f"{recipe_path}: [model] is not that of the given weights; write {network.config.to_dict()}")
+    previous = out / CHECKPOINT
+    if resume:
+        check_resumable(previous, recipe)
     for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
         stale.unlink()
     root = Path(data_root) if data_root else Path(recipe_path).parent
@@ -188,14 +194,8 @@ def train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    previous = out / CHECKPOINT
     try:
-        trainer.fit(
-            module,
-            datamodule=pairs,
-            ckpt_path=previous if resume and previous.exists() else None,
-            weights_only=False,
-        )
+        trainer.fit(module, datamodule=pairs, ckpt_path=previous if resume and previous.exists() else None)
     finally:
         pairs.close()
     if module.unusable:
@@ -207,12 +207,3 @@ def _told(unusable: dict[str, str]) -> str:
     reasons = list(unusable.values())
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return f"{len(reasons)} scans could not be used and were left out: {'; '.join(reasons[:3])}{more}"
-
-
-def load_network(checkpoint: str | Path) -> MasrNet:
-    """The trained network of a checkpoint, in evaluation mode on the CPU."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    network = MasrNet(from_dict(ModelConfig, state["hyper_parameters"]["model"]))
-    weights = {k.removeprefix("network."): v for k, v in state["state_dict"].items() if k.startswith("network.")}
-    network.load_state_dict(weights)
-    return network.eval()

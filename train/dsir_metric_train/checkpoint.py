@@ -1,0 +1,92 @@
+"""A checkpoint read back, and gone on from only by the recipe that made it. Needs no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsir_metric.config import from_dict, to_dict
+from dsir_metric.errors import ConfigError, DataError, ModelFileError
+from dsir_metric_train.model import MasrNet, ModelConfig
+from dsir_metric_train.recipe import Recipe
+
+__all__ = ["check_resumable", "load_network", "read_checkpoint"]
+
+_PREFIX = "network."
+
+
+def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
+    """Network of a checkpoint, in evaluation mode on the CPU, and all of its content.
+
+    Parameters
+    ----------
+    path : path
+        Lightning checkpoint. `hyper_parameters` holds "model", "recipe" and "data", `state_dict` the weights under
+        "network.".
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    ModelFileError
+        If it is damaged or not one of this training.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`") from error
+    except Exception as error:  # whatever unpickling damaged bytes raises
+        raise ModelFileError(f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric train`") from error
+    try:
+        settings = content["hyper_parameters"]
+        network = MasrNet(from_dict(ModelConfig, settings["model"]))
+        weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
+        network.load_state_dict(weights)
+        if not {"recipe", "data"} <= set(settings):
+            raise KeyError("recipe and data are absent")
+    except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error
+    return network.eval(), content
+
+
+def load_network(checkpoint: str | Path) -> MasrNet:
+    """The trained network of a checkpoint; see `read_checkpoint`."""
+    return read_checkpoint(checkpoint)[0]
+
+
+def check_resumable(path: Path, recipe: Recipe) -> None:
+    """Refuse to go on from a checkpoint, if there is one, of another recipe: no uninterrupted run would end so.
+
+    Only a run without decay may be made longer or shorter, for there no step depends on their number.
+
+    Raises
+    ------
+    ConfigError
+        If the recipe is another one; it says in what.
+    DataError, ModelFileError
+        See `read_checkpoint`.
+    """
+    if not path.exists():
+        return
+    before = from_dict(Recipe, read_checkpoint(path)[1]["hyper_parameters"]["recipe"])
+    if not recipe.optimisation.decay:
+        before = replace(before, optimisation=replace(before.optimisation, steps=recipe.optimisation.steps))
+    if before != recipe:
+        changes = "; ".join(_changes(to_dict(before), to_dict(recipe)))
+        raise ConfigError(
+            f"{path}: was made by another recipe ({changes}); give it again, or do not resume, or choose another folder"
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for name, value in now.items():
+        if isinstance(value, Mapping):
+            yield from _changes(before[name], value, f"{within}{name}.")
+        elif before[name] != value:
+            plain = not isinstance(value, list | tuple)
+            yield f"{within}{name} was {before[name]}, now {value}" if plain else f"other {within}{name}"
