@@ -49,3 +49,11 @@ def test_the_whole_is_measured_by_its_journal(recipe: Recipe, tmp_path: Path) ->
     assert found["pairs_per_second"] > 0
     assert 0 < found["waited_percent"] < 100
     assert training.measure_network(made, tmp_path, 2)["pairs_per_second"] > 0
+
+
+def test_a_recipe_that_goes_on_from_a_model_is_measured_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Recipe] = []
+    monkeypatch.setattr(training, "measure_training", lambda recipe, *_: taken.append(recipe) or {})
+    job = {"what": "training", "recipe": training.DEFAULT, "phantoms": True, "data": ".", "workers": 0, "steps": 1}
+    assert training.work(job)["memory_mb"] > 0
+    assert not taken[0].base
