@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dsir_metric import io
 from dsir_metric.config import load_toml
 from dsir_metric.errors import ConfigError
 from dsir_metric_cli.options import PATH, debug_option, needs
@@ -45,6 +44,8 @@ def command(source: Path, output: Path, resume: bool, workers: int, **given: Any
 
     Needs the extras: pip install 'dsir-metric[train,export]'.
     """  # noqa: D301
+    if not source.exists():
+        raise ConfigError(f"{source}: there is no such folder or file")
     chosen = {name: value for name, value in given.items() if value is not None}
     unfit = {"data"} if source.is_dir() else {"steps", "crop", "seed", "keep", "threads"}
     for name in unfit & set(chosen):
@@ -69,7 +70,7 @@ def _train(recipe: Path, output: Path, *, model: str | None = None, data: Path |
         with needs("export"):
             from dsir_metric_export import read_network
         network = read_network(model, load_toml(recipe, Recipe).base).train()
-    checkpoint = train(recipe, io.prepare_folder(output), data_root=data, network=network, **chosen)
+    checkpoint = train(recipe, output, data_root=data, network=network, **chosen)
     click.echo(f"wrote {checkpoint}; next: dsir-metric export {checkpoint} -o model.onnx", err=True)
 
 
@@ -77,7 +78,7 @@ def _adapt(folder: Path, output: Path, **chosen: Any) -> None:
     with needs("train,export"):
         from dsir_metric_export.adapt import adapt
     _hush()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     outcome = adapt(folder, output, on_note=console.print, **chosen)
     table = Table("on scans held back", "before", "after", "change", "noise", "", box=None)
     names = {"retrieval": "true match is the nearest", "error_mm": "error of registration, mm"}
