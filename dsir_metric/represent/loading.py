@@ -94,7 +94,7 @@ def verify(model: str | Path) -> Iterator[str]:
             "export the model again, or try another version of onnxruntime"
         )
     yield f"reference: the descriptor that torch made at export is met within {off:.1e}"
-    largest = np.max([found.get("largest", np.nan) for found in network.card.parity.values()], initial=0.0)
+    largest = np.max([found.get("largest", np.nan) for found in network.card.parity.values()] or [np.nan])
     if not largest <= _TOLERANCE:
         raise ModelFileError(
             f"{path}: torch and ONNX Runtime differed by {largest:.1e} at export, more than {_TOLERANCE:.0e}; export "
