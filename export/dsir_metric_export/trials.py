@@ -160,9 +160,9 @@ def compare(before: Sequence[float], after: Sequence[float], *, larger_is_better
 
 
 def _deformation(grid: Grid, rng: np.random.Generator) -> sitk.CompositeTransform:
-    """A turn of up to 5 degrees and a shift of up to 5 mm about the middle, then a smooth part of up to 6 mm.
+    """A smooth part of up to 6 mm, then turns of up to 5 degrees and shifts of up to 5 mm about and along each axis.
 
-    For a scan of 200 mm; smaller ones move less.
+    The lengths are those of a scan of 200 mm; smaller ones move less.
     """
     scale = float(np.prod(grid.extent_mm) ** (1 / 3)) / _DRAWN_FOR_MM
     smooth = smooth_transform(grid, scale, 6.0 * scale, rng)
