@@ -52,7 +52,7 @@ def refused(result: Result, message: str) -> None:
 def test_help_names_every_command() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for name in ("demo", "register", "represent", "models", "train", "export"):
+    for name in ("demo", "register", "represent", "backends", "models", "train", "export"):
         assert f"  {name}  " in result.stdout
         shown = call(name, "--help")
         assert shown.exit_code == 0

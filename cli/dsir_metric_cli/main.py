@@ -19,6 +19,7 @@ _COMMANDS = {
         "demo": "Make two scans of a phantom, register them, measure the error",
         "register": "Register two scans of any two modalities",
         "represent": "Write the 24-channel representation of a scan",
+        "backends": "List the engines that `register` can use",
     },
     "Models": {
         "models": "List, show and check models",

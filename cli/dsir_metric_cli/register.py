@@ -57,7 +57,9 @@ class Job:
 @click.option("--intensity", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH, of both scans.")
 @click.option("--fixed-intensity", metavar="RULE", help="The same for the fixed scan alone.")
 @click.option("--moving-intensity", metavar="RULE", help="The same for the moving scan alone.")
-@click.option("--backend", metavar="NAME", help="Engine.  [default: sitk]")
+@click.option(
+    "--backend", metavar="NAME", help="Engine that deforms; `dsir-metric backends` lists them.  [default: sitk]"
+)
 @model_options
 @click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
 @click.option("--config", type=PATH, help="TOML file with these and finer settings; options go before it.")

@@ -1,4 +1,4 @@
-"""`dsir-metric represent`: a scan in, its 24 channels out."""
+"""`dsir-metric represent`: a scan in, its 24 channels out; or a pair, ready for another program."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import click
 import numpy as np
 
 from dsir_metric import io
+from dsir_metric.bridges import channel_pair, engine, write_files
 from dsir_metric.errors import ConfigError
-from dsir_metric.represent import Representation, Representer
+from dsir_metric.represent import Representation, Representer, represent_pair
+from dsir_metric.represent.foreground import foreground
 from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
 
 __all__ = ["command"]
@@ -21,24 +23,74 @@ _IMAGES = (".nrrd", ".mha", ".nii", ".nii.gz")
 
 @click.command()
 @click.argument("image", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="File: .nrrd, .mha, .nii, .nii.gz or .npz.")
+@click.argument("moving", type=PATH, required=False)
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="File .nrrd, .mha, .nii, .nii.gz, .npz; a folder for a pair."
+)
 @click.option("--intensity", default="auto", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH.")
 @click.option("--tile", type=int, metavar="VOXELS", help="Edge of a tile; less needs less memory.  [default: chosen]")
+@click.option("--for", "program", metavar="NAME", help="Write a pair for another program: greedy.")
+@click.option("--channels", type=int, metavar="N", help="With --for: how many channels.  [default: the program's]")
+@click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="With --for: voxel size.  [default: chosen]")
 @model_options
 @debug_option
-def command(image: Path, output: Path, intensity: str, tile: int | None, **given: Any) -> None:
+def command(
+    image: Path,
+    moving: Path | None,
+    output: Path,
+    intensity: str,
+    tile: int | None,
+    program: str | None,
+    channels: int | None,
+    spacing_mm: float | None,
+    **given: Any,
+) -> None:
     """Write the representation (DSIR) of IMAGE, a 3-D scan, on its own grid.
 
     An image file has the channels as components of its voxels. An .npz holds values (z, y, x, channel), spacing_mm,
     origin_mm, direction and provenance.
+
+    With --for, IMAGE is the fixed and MOVING the moving scan; the folder gets their channels and register.sh, the
+    command line of that program, which need not be installed here.
     """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if program is not None:
+        if moving is None:
+            raise ConfigError("--for needs two scans; give FIXED MOVING")
+        write_pair(program, image, moving, output, Representer(**chosen, tile=tile), channels, spacing_mm, intensity)
+        return
+    if moving is not None or channels is not None or spacing_mm is not None:
+        raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
     if not output.name.endswith((*_IMAGES, ".npz")):
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join((*_IMAGES, '.npz'))}")
     io.prepare_folder(output.parent)
     with hushed():
         scan = io.read_image(image)
-    chosen = {name: value for name, value in given.items() if value is not None}
     write(Representer(**chosen, tile=tile)(scan, intensity), output)
+
+
+def write_pair(
+    program: str,
+    fixed: Path,
+    moving: Path,
+    folder: Path,
+    representer: Representer,
+    channels: int | None,
+    spacing_mm: float | None,
+    intensity: str,
+) -> None:
+    """Write what `program` needs to register two scans."""
+    default = engine(program).channels
+    io.prepare_folder(folder)
+    with hushed():
+        scans = io.read_image(fixed), io.read_image(moving)
+    pair = represent_pair(
+        *scans, representer, spacing_mm=spacing_mm, fixed_intensity=intensity, moving_intensity=intensity
+    )
+    mask, body = (foreground(scan, r.grid) for scan, r in zip(scans, pair, strict=True))
+    count = min(default, pair[0].channels) if channels is None else channels
+    reduced = channel_pair(*pair, mask, body, count)
+    click.echo(f"wrote {write_files(program, reduced, folder, fixed, moving)}", err=True)
 
 
 def write(representation: Representation, path: Path) -> None:

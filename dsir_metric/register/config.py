@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsir_metric.bridges.registry import ENGINES
 from dsir_metric.errors import ConfigError
 
-__all__ = ["STAGES", "DeformableConfig", "RegisterConfig", "SearchConfig", "Stage"]
+__all__ = ["BACKENDS", "STAGES", "DeformableConfig", "EngineConfig", "RegisterConfig", "SearchConfig", "Stage"]
 
 Stage = Literal["centre", "search", "rigid", "affine", "deformable"]
 STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable")
+BACKENDS: tuple[str, ...] = ("sitk", *ENGINES)
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,33 @@ class DeformableConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """An engine that takes the place of our deformable stage.
+
+    Parameters
+    ----------
+    channels : int, optional
+        How many channels it is given; chosen for the engine by default. Fewer need less time and memory.
+    timeout_s : float
+        When it is given up.
+    """
+
+    channels: int | None = None
+    timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if (self.channels is not None and self.channels < 1) or not self.timeout_s > 0:
+            raise ConfigError(f"engine: channels is {self.channels}, timeout_s {self.timeout_s}; both are positive")
+
+
+@dataclass(frozen=True)
 class RegisterConfig:
     """Settings of a registration.
 
     Parameters
     ----------
     backend : str
-        Engine; "sitk" here.
+        What does the deformable stage: "sitk" (our own) or an engine of `dsir_metric.bridges.ENGINES`.
     model : str
         Name or path of the model that makes the representations.
     device : str
@@ -104,6 +126,9 @@ class RegisterConfig:
         Of every random choice; the same input and seed give the same output.
     search : SearchConfig
     deformable : DeformableConfig
+        Of the backend sitk.
+    engine : EngineConfig
+        Of the other backends.
     """
 
     backend: str = "sitk"
@@ -117,10 +142,11 @@ class RegisterConfig:
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        if self.backend != "sitk":
-            raise ConfigError(f"backend {self.backend!r} is unknown; sitk is there")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend {self.backend!r} is unknown; there are {', '.join(BACKENDS)}")
         wrong = [s for s in self.stages if s not in STAGES]
         if wrong or not self.stages:
             raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")

@@ -12,6 +12,7 @@ import numba
 import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
+from dsir_metric.bridges import ENGINES, check_engine
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
@@ -33,6 +34,7 @@ __all__ = ["register"]
 OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
+_FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -81,6 +83,8 @@ def register(
         If the images do not overlap and the stages cannot bring them together.
     """
     config = config or RegisterConfig()
+    if config.backend != "sitk":
+        check_engine(config.backend)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     with _threads(config.threads):
         return _register(
@@ -125,12 +129,12 @@ def _register(
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, grid = state.transform(problem.pivot_mm), Grid.of(fixed)
-    cosine = guard.score(state)
+    cosine, jacobian = guard.score(state), _field(transform, grid).jacobian_statistics()
     details = {
         "mean_cosine": cosine,
-        "warnings": [] if cosine >= _DOUBTFUL else [_DOUBT.format(cosine)],
+        "warnings": _warnings(cosine, jacobian["folded_percent"]),
         "overlap": guard.overlap(state),
-        "jacobian": _field(transform, grid).jacobian_statistics(),
+        "jacobian": jacobian,
         "working_spacing_mm": problem.levels[-1].spacing_mm,
         "fixed_representation": dict(problem.levels[-1].fixed.provenance),
         "moving_representation": dict(problem.levels[-1].moving.provenance),
@@ -249,9 +253,15 @@ def _field(transform: sitk.Transform, grid: Grid) -> DisplacementField:
     return DisplacementField(moved - points, grid)
 
 
+def _warnings(cosine: float, folded_percent: float) -> list[str]:
+    doubt = [] if cosine >= _DOUBTFUL else [_DOUBT.format(cosine)]
+    return doubt if folded_percent == 0 else [*doubt, _FOLDED.format(folded_percent)]
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("dsir-metric", "SimpleITK", "numpy", "scipy", "numba", "onnxruntime", "onnxruntime-gpu"):
+    packages = ("dsir-metric", "SimpleITK", "numpy", "scipy", "numba", "onnxruntime", "onnxruntime-gpu")
+    for package in (*packages, *(e.package for e in ENGINES.values())):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

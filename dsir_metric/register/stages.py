@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.deformable import deform
+from dsir_metric.register.engine import deform_by_engine
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
 from dsir_metric.register.pair import Level
 from dsir_metric.register.search import centred, searched
@@ -76,7 +77,12 @@ def _affine(problem: Problem, state: State, report: Report) -> tuple[State, str]
 
 
 def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, str]:
-    displacement, remark = deform(problem.levels, state.linear, problem.config.deformable, report)
+    config = problem.config
+    displacement: sitk.Transform
+    if config.backend == "sitk":
+        displacement, remark = deform(problem.levels, state.linear, config.deformable, report)
+    else:
+        displacement, remark = deform_by_engine(problem.levels[-1], state.linear, config)
     return replace(state, displacement=displacement), remark
 
 

@@ -29,14 +29,14 @@ class State:
     Parameters
     ----------
     linear : ndarray, shape (4, 4)
-    displacement : sitk.BSplineTransform, optional
-        x -> x + u(x).
+    displacement : sitk.Transform, optional
+        x -> x + u(x): a B-spline or a displacement field.
     after : sitk.Transform, optional
         An initial transform that is no linear one; it is kept as it came.
     """
 
     linear: Matrix = field(default_factory=lambda: np.eye(4))
-    displacement: sitk.BSplineTransform | None = None
+    displacement: sitk.Transform | None = None
     after: sitk.Transform | None = None
 
     def map(self, points_mm: Points) -> Points:

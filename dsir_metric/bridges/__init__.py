@@ -1,0 +1,11 @@
+"""The same representations in the registration programs people already use.
+
+An engine is one module with `write`, `run` and `read` (see `Engine`) and one line in `registry.ENGINES`.
+"""
+
+from dsir_metric.bridges.channels import ChannelPair, channel_pair
+from dsir_metric.bridges.files import write_files
+from dsir_metric.bridges.process import run_engine
+from dsir_metric.bridges.registry import ENGINES, Engine, check_engine, engine
+
+__all__ = ["ENGINES", "ChannelPair", "Engine", "channel_pair", "check_engine", "engine", "run_engine", "write_files"]
