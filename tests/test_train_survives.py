@@ -260,7 +260,9 @@ def test_a_run_may_begin_with_given_weights(scans: Path, tmp_path: Path) -> None
 
 SCRIPT = """
 import sys
+import torch
 from dsir_metric_train.loop import train
+torch.set_num_threads(int(sys.argv[4]))  # bits depend on it
 train(sys.argv[1], sys.argv[2], data_root=sys.argv[3], workers=1, progress=False)
 """
 
@@ -269,7 +271,7 @@ def test_killed_at_any_moment_and_resumed_is_as_never_killed(scans: Path, tmp_pa
     recipe(scans, steps=400, decay=False)
     out = tmp_path / "out"
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "recipe.toml"), str(out), str(scans)],
+        [sys.executable, "-c", SCRIPT, tmp_path / "recipe.toml", out, scans, str(torch.get_num_threads())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

@@ -6,7 +6,8 @@ import glob
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +128,6 @@ def adapt(
         If there is no such model, or the checkpoint to resume is damaged.
     """
     begin, folder, out = time.perf_counter(), Path(folder), prepare_folder(out)
-    if threads is not None:
-        torch.set_num_threads(threads)
     card = load_card(model)
     files = [f for f in find_images(folder, ["**/*"]) if not f.name.startswith(".")]
     trained, held = _split(files, folder, seed)
@@ -142,15 +141,16 @@ def adapt(
     on_note(f"{len(files)} scans: {len(trained)} to train on, {len(held)} held back; begins with {card.name!r}")
     before = _scores(trials, model, threads)
     on_note(f"before: {_told(before)}")
-    checkpoint = train(
-        out / "recipe.toml",
-        out,
-        data_root=folder,
-        network=read_network(model).train(),
-        resume=resume,
-        workers=workers,
-        progress=progress,
-    )
+    with _torch_threads(threads):
+        checkpoint = train(
+            out / "recipe.toml",
+            out,
+            data_root=folder,
+            network=read_network(model).train(),
+            resume=resume,
+            workers=workers,
+            progress=progress,
+        )
     trained_network, content = read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
         made = Path(scratch) / "model.onnx"
@@ -173,6 +173,17 @@ def adapt(
     }
     write_json(report, out / "report.json")
     return outcome
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` threads for a while, where a number is given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _split(files: Sequence[Path], folder: Path, seed: int) -> tuple[list[Path], list[Path]]:
