@@ -35,7 +35,9 @@ print(count)
 
 def test_training_without_torch_names_the_extra() -> None:
     for command, extra in (("train", "train"), ("export", "export")):
-        answer = run(BLOCK + f"from dsir_metric_cli.main import app; app(['{command}', {__file__!r}, '-o', 'y/z.onnx'])")
+        answer = run(
+            BLOCK + f"from dsir_metric_cli.main import app; app(['{command}', {__file__!r}, '-o', 'y/z.onnx'])"
+        )
         assert answer.returncode == 2
         assert answer.stderr.count("\n") == 1
         assert f"pip install 'dsir-metric[{extra}]'" in answer.stderr
