@@ -5,28 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric_train.views.appearance import Appearance
-from dsir_metric_train.views.paint import Paint, paint_both
-from dsir_metric_train.views.placement import Placement, Views, Volume
+from dsir_metric_train.views.paint import Made, paint_both
+from dsir_metric_train.views.placement import Views, Volume
 
 __all__ = ["Bodies"]
 
 Labels = NDArray[np.int16]
 
 
-class Bodies:
-    """Random bodies. Lengths are in edges of the crop, so that a crop shows a whole body or a piece of an organ.
-
-    Parameters
-    ----------
-    placement : Placement
-        Only the crop and the warp between the views are used.
-    paint : Paint
-    appearance : Appearance
-    """
-
-    def __init__(self, placement: Placement, paint: Paint, appearance: Appearance) -> None:
-        self.placement, self.paint, self.appearance = placement, paint, appearance
+class Bodies(Made):
+    """Random bodies. Lengths are in edges of the crop, so that a crop shows a whole body or a piece of an organ."""
 
     def draw(self, rng: np.random.Generator) -> Views:
         """A new random body, painted twice."""

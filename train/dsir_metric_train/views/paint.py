@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.views.appearance import Appearance, random_appearance, smooth_noise
-from dsir_metric_train.views.placement import Affine, Views, Volume
+from dsir_metric_train.views.placement import Affine, Placement, Views, Volume
 
-__all__ = ["Paint", "paint_both"]
+__all__ = ["Made", "Paint", "paint_both"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,20 @@ class Paint:
             raise ConfigError("mr, ct and us are shares of the intensity laws: none negative, one at least positive")
         if not (0 <= self.texture < np.inf and 0 <= self.detail < np.inf):
             raise ConfigError("texture and detail are largest amplitudes: not negative")
+
+
+class Made:
+    """A source whose anatomy is made at random; only the crop and the warp of the placement play a part.
+
+    Parameters
+    ----------
+    placement : Placement
+    paint : Paint
+    appearance : Appearance
+    """
+
+    def __init__(self, placement: Placement, paint: Paint, appearance: Appearance) -> None:
+        self.placement, self.paint, self.appearance = placement, paint, appearance
 
 
 def paint_both(

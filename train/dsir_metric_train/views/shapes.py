@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsir_metric_train.views.appearance import Appearance
-from dsir_metric_train.views.paint import Paint, paint_both
-from dsir_metric_train.views.placement import Placement, Views
+from dsir_metric_train.views.paint import Made, paint_both
+from dsir_metric_train.views.placement import Views
 
 __all__ = ["Shapes"]
 
 
-class Shapes:
-    """Random shapes: the largest of several smooth random fields names the region of a voxel.
-
-    Parameters
-    ----------
-    placement : Placement
-        Only the crop and the warp between the views are used.
-    paint : Paint
-    appearance : Appearance
-    """
-
-    def __init__(self, placement: Placement, paint: Paint, appearance: Appearance) -> None:
-        self.placement, self.paint, self.appearance = placement, paint, appearance
+class Shapes(Made):
+    """Random shapes: the largest of several smooth random fields names the region of a voxel."""
 
     def draw(self, rng: np.random.Generator) -> Views:
         """New random shapes, painted twice."""
