@@ -224,6 +224,16 @@ def test_resampled_lands_at_the_same_place(representer: Representer) -> None:
     np.testing.assert_allclose(part.values, dsir.values[6:9, 5:8, 4:7], atol=1e-6)
 
 
+@pytest.mark.parametrize("extend", [False, True])
+def test_resampled_reads_where_the_transform_leads(extend: bool) -> None:
+    grid = Grid((6, 5, 4), (2.0, 1.0, 3.0))
+    dsir = Representation(np.random.default_rng(2).random((4, 5, 6, 3)).astype(np.float32), grid)
+    moved = dsir.resampled(grid, sitk.TranslationTransform(3, (2.0, -1.0, 0.0)), extend=extend).values
+    np.testing.assert_allclose(moved[:, 1:, :-1], dsir.values[:, :-1, 1:], atol=1e-6)
+    beyond = dsir.values[:, :-1, -1] if extend else 0.0
+    np.testing.assert_allclose(moved[:, 1:, -1], np.broadcast_to(beyond, moved[:, 1:, -1].shape), atol=1e-6)
+
+
 def test_zero_spacing_is_refused() -> None:
     with pytest.raises(GeometryError, match="spacing"):
         Grid((4, 4, 4), (1.0, 0.0, 1.0))

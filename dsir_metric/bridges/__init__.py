@@ -1,6 +1,6 @@
 """The same representations in the registration programs people already use.
 
-An engine is one module with `write`, `run` and `read` (see `Engine`) and one line in `registry.ENGINES`.
+An engine is one module that offers what `registry.Bridge` says and one line in `registry.ENGINES`.
 """
 
 from dsir_metric.bridges.channels import ChannelPair, channel_pair

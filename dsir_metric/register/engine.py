@@ -9,11 +9,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.bridges import ENGINES, ChannelPair, channel_pair, run_engine
-from dsir_metric.geometry import Grid
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.linear import as_affine
 from dsir_metric.register.pair import Level
-from dsir_metric.represent.representation import Representation
 
 __all__ = ["aligned", "deform_by_engine"]
 
@@ -53,20 +51,10 @@ def aligned(level: Level, linear: Matrix, channels: int) -> ChannelPair:
     """
     parts = [level.after, as_affine(linear, level.fixed.grid.centre_mm)]
     transform = sitk.CompositeTransform([p for p in parts if p is not None])
-    moving = _resampled(level.moving, level.fixed.grid, transform)
+    moving = level.moving.resampled(level.fixed.grid, transform, extend=True)
+    lengths = np.linalg.norm(moving.values, axis=-1, keepdims=True)
+    moving = replace(moving, values=moving.values / np.maximum(lengths, 1e-6))
     inside = level.moving.grid.image() + 1 if level.moving_mask is None else level.moving_mask
     reached = sitk.Resample(inside, level.fixed_mask, transform, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
     mask = sitk.Cast(sitk.And(level.fixed_mask != 0, reached != 0), sitk.sitkUInt8)
     return channel_pair(level.fixed, moving, mask, mask, channels)
-
-
-def _resampled(image: Representation, grid: Grid, transform: sitk.Transform) -> Representation:
-    """`image` at the voxels of `grid`, mapped by `transform`: unit vectors, the nearest ones outside the image."""
-    resample = sitk.ResampleImageFilter()
-    resample.SetReferenceImage(grid.image())
-    resample.SetTransform(transform)
-    resample.SetInterpolator(sitk.sitkLinear)
-    resample.UseNearestNeighborExtrapolatorOn()
-    values = sitk.GetArrayFromImage(resample.Execute(image.to_sitk()))
-    values /= np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
-    return replace(image, values=values, grid=grid)

@@ -77,7 +77,20 @@ class Representation:
                 out = ndimage.gaussian_filter1d(out, sigma, axis=axis, mode="nearest", truncate=3.0)
         return Representation(np.ascontiguousarray(out, np.float32), self.grid, self.provenance)
 
-    def resampled(self, grid: Grid) -> Representation:
-        """Trilinear values on another grid; outside this one, zero vectors."""
-        image = sitk.Resample(self.to_sitk(), grid.image(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0)
-        return Representation(sitk.GetArrayFromImage(image), grid, self.provenance)
+    def resampled(self, grid: Grid, transform: sitk.Transform | None = None, *, extend: bool = False) -> Representation:
+        """Trilinear values on another grid, whose vectors are no longer of unit length.
+
+        Parameters
+        ----------
+        grid : Grid
+        transform : sitk.Transform, optional
+            Maps points of `grid` to points of this one, LPS mm; the identity by default.
+        extend : bool
+            Outside this grid: the nearest values (True) or zero vectors (False).
+        """
+        resample = sitk.ResampleImageFilter()
+        resample.SetReferenceImage(grid.image())
+        resample.SetTransform(transform or sitk.Transform(3, sitk.sitkIdentity))
+        resample.SetInterpolator(sitk.sitkLinear)
+        resample.SetUseNearestNeighborExtrapolator(extend)
+        return Representation(sitk.GetArrayFromImage(resample.Execute(self.to_sitk())), grid, self.provenance)
