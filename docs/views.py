@@ -20,6 +20,7 @@ def main() -> None:
     """Draw bodies and shapes, first view above second."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", nargs="?", default="docs/views.png")
+    output = parser.parse_args().output
     recipe = load_toml(RECIPE, Recipe)
     made = [source(recipe.placement, recipe.paint, recipe.appearance) for source in (Bodies, Shapes)]
     figure, panels = plt.subplots(2 * len(made), COLUMNS, figsize=(COLUMNS, 2 * len(made) + 0.3))
@@ -34,7 +35,7 @@ def main() -> None:
     for k, name in enumerate(("bodies, first", "second", "shapes, first", "second")):
         panels[k, 0].set_ylabel(name, fontsize=8)
     figure.tight_layout(pad=0.2)
-    figure.savefig(parser.parse_args().output, dpi=80)
+    figure.savefig(output, dpi=80)
 
 
 if __name__ == "__main__":

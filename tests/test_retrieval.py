@@ -95,7 +95,7 @@ def test_the_draw_follows_the_seed() -> None:
 def test_too_few_points() -> None:
     mask = np.zeros(GRID.shape, bool)
     mask[:2] = True
-    with pytest.raises(DataError, match="only 336 of 336 voxels of the mask"):
+    with pytest.raises(DataError, match="only 336 of 336 voxels that may be drawn"):
         retrieval(field(), field(), IDENTITY, mask, candidates=337)
     with pytest.raises(DataError, match="only 924 of 1848 voxels"):
         retrieval(field(), field(), sitk.TranslationTransform(3, [14.0, 0.0, 0.0]), candidates=1000)

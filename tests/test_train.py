@@ -256,6 +256,9 @@ SCANS = {"kind": "scans", "files": ["*"]}
         ({"sources": [SCANS], "placement": {"crop": 20}}, "crop is 20; a multiple of 8"),
         ({"sources": [SCANS], "placement": {"crop": 8}}, "at least 16"),
         ({"sources": []}, "at least one"),
+        ({"sources": [SCANS], "appearance": {"artefacts": 1.5}}, "both are shares"),
+        ({"sources": [SCANS], "appearance": {"invert": -0.1}}, "both are shares"),
+        ({"sources": [SCANS], "placement": {"crop": 16}, "appearance": {"slices_vox": 9}}, "at most half a crop"),
         ({"sources": [{"kind": "scans"}]}, "need some"),
         ({"sources": [{"kind": "shapes", "files": ["*"]}]}, "kind 'shapes' with files"),
         ({"sources": [{"kind": "shapes", "weight": 0}]}, "weight of a source is positive"),
@@ -440,6 +443,9 @@ def test_bad_images_are_named_before_training(data: Path, tmp_path: Path) -> Non
     sitk.WriteImage(grid.image(), str(tmp_path / "empty.mha"))
     with pytest.raises(DataError, match=r"empty\.mha: is all background"):
         LabelMaps([tmp_path / "empty.mha"], SMALL, LAWS, PLAIN)
+    sitk.WriteImage(sitk.Cast(grid.image(), sitk.sitkFloat32) + 40_000.0, str(tmp_path / "large.mha"))
+    with pytest.raises(DataError, match=r"large\.mha: has the label 40000; 32767 is the largest"):
+        LabelMaps([tmp_path / "large.mha"], SMALL, LAWS, PLAIN)
     with pytest.raises(DataError, match="no NIfTI"):
         run(recipe(tmp_path, files="nothing*"), tmp_path / "out", tmp_path)
     assert not (tmp_path / "out" / "last.ckpt").exists()

@@ -85,6 +85,14 @@ def test_detail_is_the_same_structure_in_both_views() -> None:
     assert np.median(found) > 0.9
 
 
+def test_alike_regions_share_a_mean() -> None:
+    def means(alike: float) -> float:
+        drawn = [cores(views(Paint(texture=0, alike=alike), seed)[0], blocks()).round(2) for seed in range(20)]
+        return float(np.mean([len(np.unique(values)) for values in drawn]))
+
+    assert means(1.0) < means(0.0) - 1
+
+
 @pytest.mark.parametrize("shares", [{"mr": 0.0}, {"ct": -1.0}])
 def test_shares_of_the_laws_are_checked(shares: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="shares of the intensity laws"):

@@ -82,7 +82,7 @@ def retrieval(
     ConfigError
         If there are fewer than 2 candidates or no queries.
     DataError
-        If fewer than `candidates` voxels of the mask are sent into the moving grid.
+        If fewer than `candidates` of the voxels that may be drawn are sent into the moving grid.
     """
     _check(fixed, moving, mask, candidates, queries)
     queries = min(queries, candidates)
@@ -131,8 +131,8 @@ def _draw(
         if found >= count:
             return np.concatenate(chosen)[:count], np.concatenate(places)[:count]
     raise DataError(
-        f"only {found} of {len(voxels)} voxels of the mask lie inside the moving scan; {count} candidates are asked "
-        "for: ask for fewer, or check the mask and the transform"
+        f"only {found} of {len(voxels)} voxels that may be drawn lie inside the moving scan; {count} candidates are "
+        "asked for: ask for fewer, or check the mask and the transform"
     )
 
 

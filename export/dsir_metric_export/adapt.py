@@ -161,10 +161,7 @@ def adapt(
         if outcome.better or keep == "always":
             os.replace(made, out / "model.onnx")
             outcome = replace(outcome, model=out / "model.onnx")
-    report = {
-        "better": outcome.better,
-        "figures": {name: asdict(f) | {"verdict": f.verdict} for name, f in outcome.figures.items()},
-        "trials": [{"before": asdict(b), "after": asdict(a)} for b, a in zip(before, after, strict=True)],
+    report = _verdict(outcome, before, after) | {
         "base": {"name": card.name, "weights_hash": card.weights_hash},
         "steps": steps,
         "held_back": [f.relative_to(folder).as_posix() for f in held],
@@ -173,6 +170,15 @@ def adapt(
     }
     write_json(report, out / "report.json")
     return outcome
+
+
+def _verdict(outcome: Adaptation, before: Sequence[Score], after: Sequence[Score]) -> dict[str, object]:
+    """What the trials say, for the report."""
+    return {
+        "better": outcome.better,
+        "figures": {name: asdict(f) | {"verdict": f.verdict} for name, f in outcome.figures.items()},
+        "trials": [{"before": asdict(b), "after": asdict(a)} for b, a in zip(before, after, strict=True)],
+    }
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Contrast(lightning.LightningModule):
 
     def __init__(self, recipe: Recipe, root: Path, network: MasrNet | None = None) -> None:
         super().__init__()
-        self.recipe, self.root = recipe, root
+        self.recipe, self.root, self.files = recipe, root, recipe.manifest(root)
         self.unusable: dict[str, str] = {}
         self.network = network or MasrNet(recipe.model)
         for weight in self.network.head.parameters():
@@ -78,9 +78,7 @@ class Contrast(lightning.LightningModule):
         """Refuse broken weights; add the files of the recipe, but for those that could not be used."""
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
             raise _diverged("weights are no numbers", self.global_step)
-        used = [
-            entry for entry in self.recipe.manifest(self.root) if str(self.root / entry["file"]) not in self.unusable
-        ]
+        used = [entry for entry in self.files if str(self.root / entry["file"]) not in self.unusable]
         checkpoint["hyper_parameters"]["data"] = used
         checkpoint["unusable"] = self.unusable
 

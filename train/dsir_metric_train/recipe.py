@@ -137,6 +137,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("a recipe needs at least one [[sources]] table")
+        thickest, half = self.appearance.slices_vox, self.placement.crop / 2
+        if thickest > half:
+            raise ConfigError(f"slices_vox is {thickest:g}; at most half a crop, {half:g}, can be seen")
         if self.placement.crop < 16 or self.placement.crop % self.model.multiple:
             raise ConfigError(
                 f"crop is {self.placement.crop}; a multiple of {self.model.multiple}, at least 16, is needed"

@@ -57,6 +57,8 @@ class Appearance:
         largest = (self.gamma, self.bias, self.noise, self.blur_vox, self.slices_vox, self.ghosting)
         if not all(0 <= size < np.inf for size in largest):
             raise ConfigError("gamma, bias, noise, blur_vox, slices_vox and ghosting are largest sizes: not negative")
+        if not (0 <= self.invert <= 1 and 0 <= self.artefacts <= 1):
+            raise ConfigError(f"invert is {self.invert} and artefacts {self.artefacts}; both are shares, from 0 to 1")
 
 
 def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int = 256) -> tuple[Volume, Volume]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dsir_metric.errors import DataError
 from dsir_metric.io import read_labels
 from dsir_metric_train.views.appearance import Appearance
 from dsir_metric_train.views.paint import Paint, paint_both
@@ -14,6 +16,8 @@ from dsir_metric_train.views.placement import Placement, Views, inside
 from dsir_metric_train.views.scans import check_volume, isotropic
 
 __all__ = ["LabelMaps"]
+
+_LARGEST = np.iinfo(np.int16).max
 
 
 class LabelMaps:
@@ -39,9 +43,7 @@ class LabelMaps:
         self, files: Sequence[Path], placement: Placement, paint: Paint, appearance: Appearance, strip_above: int = 0
     ) -> None:
         self.placement, self.paint, self.appearance, self.strip_above = placement, paint, appearance, strip_above
-        self.maps = [isotropic(read_labels(file), 1.0, labels=True).astype(np.int16) for file in files]
-        for labels, file in zip(self.maps, files, strict=True):
-            check_volume(labels, placement, file)
+        self.maps = [_read(file, placement) for file in files]
 
     def draw(self, rng: np.random.Generator) -> Views:
         """A random crop of a random map, painted twice."""
@@ -52,3 +54,12 @@ class LabelMaps:
             first, second = (np.where(c >= self.strip_above, 0, c) for c in (first, second))
         detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]
         return paint_both(rng, (first, second), detail, self.paint, self.appearance, warp)
+
+
+def _read(file: Path, placement: Placement) -> NDArray[np.int16]:
+    """A label map at 1 mm, (z, y, x)."""
+    labels = isotropic(read_labels(file), 1.0, labels=True)
+    if labels.max() > _LARGEST:
+        raise DataError(f"{file}: has the label {labels.max():.0f}; {_LARGEST} is the largest: renumber them")
+    check_volume(labels, placement, file)
+    return labels.astype(np.int16)

@@ -35,7 +35,7 @@ def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """
     try:
         matches = {p for pattern in patterns for p in folder.glob(pattern)}
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # pathlib: an empty pattern, an absolute one
         raise ConfigError(f"files {', '.join(map(repr, patterns))}: {error}; give patterns below {folder}") from error
     found = sorted(p for p in matches if p.name.lower().endswith(SUFFIXES))
     if not found:
