@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from dsir_metric.geometry import Grid
 from dsir_metric.represent import IntensityRule, Representation, Representer, represent_pair, resolve_intensity
@@ -26,13 +25,9 @@ from dsir_metric.represent import IntensityRule, Representation, Representer, re
 Values = NDArray[np.float32]
 Describe = Callable[[Values], Values]
 
-# The six neighbours, z, y, x; the twelve pairs of them that lie sqrt(2) apart (two on one axis lie 2 apart).
-NEIGHBOURS = tuple(tuple(sign * (axis == k) for k in range(3)) for axis in (2, 1, 0) for sign in (-1, 1))
-PAIRS = tuple((a, b) for a, b in combinations(range(6), 2) if a // 2 != b // 2)
-
 
 def mind_ssc(volume: Values, radius: int = 1, dilation: int = 2) -> Values:
-    """Self-similarity context of a volume, as published.
+    """Self-similarity context of a volume: `dsir_metric.torch.mind.mind_ssc` for arrays.
 
     Parameters
     ----------
@@ -46,23 +41,15 @@ def mind_ssc(volume: Values, radius: int = 1, dilation: int = 2) -> Values:
     Returns
     -------
     ndarray of float32, shape (z, y, x, 12)
-        exp(-d / v) in (0, 1], in the order of `PAIRS`; 1 for the most similar pair. d is the mean squared difference
-        of the boxes around two neighbours less the smallest of the twelve, v the mean of the twelve d, held within
-        [0.001, 1000] times its mean over the volume. Edge values are repeated outside.
-
-    References
-    ----------
-    Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities,
-    MICCAI 2013.
+        In [0, 1]; 1 for the most similar pair.
     """
-    six = [_shifted(volume, np.multiply(dilation, step)) for step in NEIGHBOURS]
-    distance = np.empty((*volume.shape, len(PAIRS)), np.float32)
-    for k, (a, b) in enumerate(PAIRS):
-        distance[..., k] = ndimage.uniform_filter((six[a] - six[b]) ** 2, 2 * radius + 1, mode="nearest")
-    distance -= distance.min(axis=-1, keepdims=True)
-    variance = distance.mean(axis=-1, keepdims=True)
-    typical = max(float(variance.mean(dtype=float)), 1e-30)  # a constant volume: all similarities are 1
-    return np.exp(-distance / np.clip(variance, 0.001 * typical, 1000 * typical))
+    import torch  # here, for a model of this project does without
+
+    from dsir_metric.torch import mind
+
+    with torch.inference_mode():
+        found = mind.mind_ssc(torch.tensor(volume)[None, None], radius, dilation)
+    return np.ascontiguousarray(found[0].movedim(0, -1).numpy())
 
 
 def mind_centred(volume: Values) -> Values:
