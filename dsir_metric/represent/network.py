@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,25 @@ from numpy.typing import NDArray
 
 from dsir_metric.represent.card import ModelCard
 
-__all__ = ["Network"]
+__all__ = ["Memory", "Network"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Contiguous float32 numbers of somebody else, on the device that runs the network.
+
+    Parameters
+    ----------
+    address : int
+        Pointer to the first number; its owner keeps it alive.
+    shape : tuple of int
+    device : str
+        "cpu" or "cuda".
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    device: str
 
 
 class Network:
@@ -44,6 +63,25 @@ class Network:
     def descriptors(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Unit vectors (z, y, x, channels) of a feature map (features, z, y, x)."""
         return self._run("descriptors", features=features[None])
+
+    def features_into(self, image: Memory, features: Memory) -> None:
+        """As `features`, of memory (1, 1, z, y, x), written into memory (1, features, z, y, x) on the same device."""
+        self._run_bound("image", image, "image_features", features)
+
+    def descriptors_into(self, features: Memory, descriptors: Memory) -> None:
+        """As `descriptors`, of memory (1, features, z, y, x), into memory (1, z, y, x, channels) on the same device."""
+        self._run_bound("features", features, "descriptors", descriptors)
+
+    def _run_bound(self, entry: str, given: Memory, output: str, result: Memory) -> None:
+        """Run without a copy. Both memories must be ready; the result is, when this returns."""
+        binding = self._session.io_binding()
+        for name, idle in self._idle.items():
+            if name != entry:
+                binding.bind_cpu_input(name, idle)
+        binding.bind_input(entry, given.device, 0, np.float32, given.shape, given.address)
+        binding.bind_output(output, result.device, 0, np.float32, result.shape, result.address)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
 
     def _run(self, output: str, **feed: NDArray[np.float32]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run([output], {**self._idle, **feed})[0][0]

@@ -14,15 +14,28 @@ from scipy.optimize import linear_sum_assignment
 
 from dsir_metric.geometry import Grid
 
-__all__ = ["canonical_grid", "canonical_view"]
+__all__ = ["canonical_axes", "canonical_grid", "canonical_view"]
+
+
+def canonical_axes(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """How `canonical_view` turns arrays (z, y, x, ...) on `grid`.
+
+    Returns
+    -------
+    order : tuple of int
+        The axis of the array that becomes its first, second and third.
+    flips : tuple of int
+        Those of the three, as they are then numbered, that run backwards.
+    """
+    order, signs = _nearest_axes(grid)
+    return (2 - order[2], 2 - order[1], 2 - order[0]), tuple(2 - k for k in range(3) if signs[k] < 0)
 
 
 def canonical_view(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     """A view of `values` (z, y, x, ...) on `grid` whose axes are those of `canonical_grid(grid)`."""
-    order, signs = _nearest_axes(grid)
-    axes = [2 - order[2], 2 - order[1], 2 - order[0]]
-    turned: NDArray[Any] = values.transpose(*axes, *range(3, values.ndim))
-    return np.flip(turned, tuple(2 - k for k in range(3) if signs[k] < 0))
+    order, flips = canonical_axes(grid)
+    turned: NDArray[Any] = values.transpose(*order, *range(3, values.ndim))
+    return np.flip(turned, flips)
 
 
 def canonical_grid(grid: Grid) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from dsir_metric.io import check_image
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import open_network
+from dsir_metric.represent.network import Network
 from dsir_metric.represent.orientation import canonical_view
 from dsir_metric.represent.representation import Representation
-from dsir_metric.represent.tiling import Shape, choose_core, tiles
+from dsir_metric.represent.tiling import Shape, Tile, choose_core, tiles
 
 __all__ = ["Representer"]
 
@@ -72,6 +74,11 @@ class Representer:
         self._tile = tile
 
     @property
+    def network(self) -> Network:
+        """The open model."""
+        return self._network
+
+    @property
     def card(self) -> ModelCard:
         """Card of the model."""
         return self._network.card
@@ -111,6 +118,30 @@ class Representer:
         ModelFileError
             If the network answers with NaN or infinity.
         """
+        scaled, grid, rule = self.prepare(image, intensity)
+        values = np.empty((*grid.shape, self.card.channels), np.float32)
+        self._describe(self._features(scaled), canonical_view(values, grid))
+        return Representation(values, grid, self.provenance(rule))
+
+    def prepare(
+        self, image: sitk.Image, intensity: str | IntensityRule = "auto"
+    ) -> tuple[NDArray[np.float32], Grid, IntensityRule]:
+        """What the network is given for a scan.
+
+        Parameters
+        ----------
+        image, intensity
+            As for a call; so are the errors.
+
+        Returns
+        -------
+        scaled : ndarray of float32, shape (z, y, x)
+            Intensities in [0, 1], turned as `canonical_view` does.
+        grid : Grid
+            Of `image`.
+        rule : IntensityRule
+            What scaled them.
+        """
         image = check_image(image, "image")
         grid = Grid.of(image)
         raw = np.ascontiguousarray(canonical_view(sitk.GetArrayViewFromImage(image), grid))
@@ -121,32 +152,40 @@ class Representer:
                 f"image: nothing lies within the intensities {rule.low:g} to {rule.high:g}; it has {raw.min():g} to "
                 f"{raw.max():g}: choose another intensity rule"
             )
-        values = np.empty((*grid.shape, self.card.channels), np.float32)
-        self._describe(self._features(scaled), canonical_view(values, grid))
-        return Representation(values, grid, self._provenance(rule))
+        return scaled, grid, rule
 
     def rule(self, values: NDArray[np.float32], intensity: str = "auto") -> IntensityRule:
         """The intensity rule that `intensity` names, for an image with these values."""
         return resolve_intensity(values, self.card.intensity if intensity == "auto" else intensity)
 
+    def image_tiles(self, shape: Shape) -> Iterator[Tile]:
+        """Tiles of a volume (z, y, x) for the first half of the network."""
+        card = self.card
+        return tiles(shape, self._core(shape, card.halo, card.multiple, card.bytes_per_voxel), card.halo)
+
+    def feature_tiles(self, shape: Shape) -> Iterator[Tile]:
+        """Tiles of a feature map of a volume (z, y, x) for the second half of the network."""
+        card = self.card
+        return tiles(shape, self._core(shape, card.head_halo, 1, card.head_bytes_per_voxel), card.head_halo)
+
+    def diverged(self) -> ModelFileError:
+        """What to raise when the network answers with NaN or infinity."""
+        name = self.card.name
+        return ModelFileError(f"model {name!r} made NaN or infinite descriptors; export or train it again")
+
     def _features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feature map (features, z, y, x) of a whole volume (z, y, x) in [0, 1]."""
-        card = self.card
-        core = self._core(scaled.shape, card.halo, card.multiple, card.bytes_per_voxel)
-        features = np.empty((card.features, *scaled.shape), np.float32)
-        for tile in tiles(scaled.shape, core, card.halo):
+        features = np.empty((self.card.features, *scaled.shape), np.float32)
+        for tile in self.image_tiles(scaled.shape):
             features[:, *tile.core] = self._network.features(scaled[tile.source])[:, *tile.inner]
         return features
 
     def _describe(self, features: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Descriptors of a whole feature map, written into `out` (z, y, x, channels)."""
-        card = self.card
-        shape = out.shape[:3]
-        core = self._core(shape, card.head_halo, 1, card.head_bytes_per_voxel)
-        for tile in tiles(shape, core, card.head_halo):
+        for tile in self.feature_tiles(out.shape[:3]):
             piece = self._network.descriptors(features[:, *tile.source])[tile.inner]
             if not np.isfinite(np.vdot(piece, piece)):
-                raise ModelFileError(f"model {card.name!r} made NaN or infinite descriptors; export or train it again")
+                raise self.diverged()
             out[tile.core] = piece
 
     def _core(self, shape: Shape, halo: int, multiple: int, bytes_per_voxel: int) -> Shape:
@@ -155,7 +194,8 @@ class Representer:
             return (edge, edge, edge)
         return choose_core(shape, halo, multiple, WORKING_BYTES // bytes_per_voxel)
 
-    def _provenance(self, rule: IntensityRule) -> dict[str, object]:
+    def provenance(self, rule: IntensityRule) -> dict[str, object]:
+        """What made descriptors of an image that `rule` scaled; see `Representation`."""
         return {
             "model": self.card.name,
             "model_hash": self.model_hash,
