@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from dsir_metric_cli.main import app
 
 from dsir_metric import io
-from dsir_metric.bridges import ENGINES, ChannelPair, channel_pair, check_engine, process, registry, run_engine
+from dsir_metric.bridges import ENGINES, ChannelPair, channel_pair, engine, process, registry, run_engine
 from dsir_metric.errors import ConfigError, DataError, MissingDependencyError, RegistrationError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair
@@ -124,7 +124,7 @@ def test_an_engine_that_is_absent_or_old_names_the_extra(monkeypatch: pytest.Mon
         register(sitk.Image(), sitk.Image(), RegisterConfig(backend="greedy"))
     monkeypatch.setattr(registry.Engine, "version", "0.3.8")
     with pytest.raises(MissingDependencyError, match=r"picsl-greedy 0\.3\.8 is installed, 1\.4 or newer is needed"):
-        check_engine("greedy")
+        engine("greedy").check()
 
 
 def call(*arguments: object) -> Result:

@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from waves import GRID, channels, level
 
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig, RegisterConfig, SearchConfig
-from dsir_metric.register.deformable import deform
+from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit, parameter_scales
 from dsir_metric.register.pair import Level, pyramid
+from dsir_metric.register.problem import Problem
 from dsir_metric.register.search import middle
-from dsir_metric.register.stages import RUN, Problem
+from dsir_metric.register.stages import RUN
 from dsir_metric.register.state import State, mapped
 from dsir_metric.represent import Representation
 
 Array = NDArray[np.float64]
-Map = Callable[[Array], Array]
 
-GRID = Grid((24, 22, 20), (4.0, 4.0, 4.0), (-46.0, -42.0, -38.0))
 PIVOT = np.array([3.0, -2.0, 5.0])
 IDENTITY = np.eye(4)
-
-
-def channels(points: Array) -> NDArray[np.float32]:
-    """24 waves in random directions, 30 to 70 mm long, at points (..., 3)."""
-    rng = np.random.default_rng(0)
-    direction = rng.standard_normal((24, 3))
-    direction *= 2 * np.pi / rng.uniform(30, 70, (24, 1)) / np.linalg.norm(direction, axis=1, keepdims=True)
-    return np.sin(points @ direction.T + rng.uniform(0, 6, 24)).astype(np.float32)
-
-
-def level(truth: Map = lambda x: x, **fields: object) -> Level:
-    """A pair that `truth` aligns perfectly."""
-    moving = GRID.padded(6)
-    mask = GRID.image() + 1
-    pair = Representation(channels(truth(GRID.points_mm())), GRID), Representation(channels(moving.points_mm()), moving)
-    return Level(*pair, mask, **fields)  # type: ignore[arg-type]
 
 
 def rigid(turn_deg: tuple[float, float, float], shift_mm: tuple[float, float, float]) -> Array:
@@ -167,7 +150,8 @@ def test_deformation_is_found_in_front_of_a_linear_map() -> None:
     finest = level(lambda x: mapped(linear, (points + true.values).reshape(-1, 3)).reshape(x.shape))
     config = DeformableConfig((24.0, 12.0), (25, 25), diffusion=0.01, bending_mm2=1.0)
     reports: list[tuple[float, float]] = []
-    found, remark = deform([finest], linear, config, lambda *a: reports.append(a))
+    deformation = fit_freeform([finest], linear, config, lambda *a: reports.append(a))
+    found, remark = deformation.transform, deformation.remark
     u = DisplacementField.from_transform(found, GRID)
     left = np.linalg.norm(u.values - true.values, axis=-1).mean()
     assert left < 0.2 * true.length_mm().mean()
@@ -184,7 +168,9 @@ def test_smoothness_has_its_way() -> None:
     finest = level(lambda x: x + true.values)
     lengths = []
     for diffusion in (0.01, 10.0):
-        found, _ = deform([finest], IDENTITY, DeformableConfig((24.0,), (15,), diffusion, 0.0), lambda *_: None)
+        found = fit_freeform(
+            [finest], IDENTITY, DeformableConfig((24.0,), (15,), diffusion, 0.0), lambda *_: None
+        ).transform
         slope = np.gradient(DisplacementField.from_transform(found, GRID).values, axis=(0, 1, 2))
         lengths.append(float(np.square(slope).mean()))
     assert lengths[1] < 0.3 * lengths[0]
@@ -194,7 +180,8 @@ def test_deformation_of_noise_does_not_fold_and_says_so() -> None:
     rng = np.random.default_rng(0)
     pair = [Representation(rng.standard_normal((*GRID.shape, 4)).astype(np.float32), GRID) for _ in range(2)]
     config = DeformableConfig((8.0,), (25,), diffusion=0.0, bending_mm2=0.0)
-    found, remark = deform([Level(pair[0], pair[1], GRID.image() + 1)], IDENTITY, config, lambda *_: None)
+    deformation = fit_freeform([Level(pair[0], pair[1], GRID.image() + 1)], IDENTITY, config, lambda *_: None)
+    found, remark = deformation.transform, deformation.remark
     assert DisplacementField.from_transform(found, GRID).jacobian_determinant().min() >= config.smallest_jacobian
     assert "smoothed where it folded" in remark
 

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dsir_metric.bridges.registry import ENGINES
+from dsir_metric.register.backends import BACKENDS
 from dsir_metric_cli.options import debug_option
 
 __all__ = ["command"]
@@ -16,10 +16,11 @@ __all__ = ["command"]
 @debug_option
 def command() -> None:
     """List the backends of `register`, whether each can be used here, and what to install for the others."""
-    table = Table("backend", "package", "version", "channels", "", box=None)
-    table.add_row("sitk", "built in", "", "all", "ready")
-    for engine in ENGINES.values():
-        table.add_row(
-            engine.name, engine.package, engine.version or "", str(engine.channels), engine.obstacle or "ready"
-        )
+    table = Table("backend", "what", "package", "version", "", box=None)
+    for backend in BACKENDS.values():
+        package = backend.package
+        needs = ("built in", "", "ready")
+        if package is not None:
+            needs = (package.package, package.version or "", package.obstacle or "ready")
+        table.add_row(backend.name, backend.does, *needs)
     Console(markup=False).print(table)

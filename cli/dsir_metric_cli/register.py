@@ -12,15 +12,25 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from dsir_metric import io
-from dsir_metric.config import from_dict, load_toml, to_dict
+from dsir_metric.config import from_dict, to_dict
 from dsir_metric.errors import ConfigError, GeometryError
 from dsir_metric.evaluate import dice
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
+from dsir_metric.register.presets import load_settings
 from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
 from dsir_metric_cli.progress import progress_bar, summarise
 
 __all__ = ["Job", "command", "run"]
+
+
+# Options that belong to a table of the settings.
+_IN_TABLES = {
+    "metric": ("instance", "metric"),
+    "init": ("instance", "init"),
+    "velocity": ("instance", "velocity"),
+    "refine_io": ("lapirn", "refine_iterations"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,31 +70,38 @@ class Job:
 @click.option(
     "--backend", metavar="NAME", help="Engine that deforms; `dsir-metric backends` lists them.  [default: sitk]"
 )
+@click.option("--metric", metavar="NAME", help="Of the backend torch: dns, mind or nmi.  [default: dns]")
+@click.option("--init", metavar="NAME", help="Of the backend torch: zero, or convex for a discrete search first.")
+@click.option("--velocity", is_flag=True, default=None, help="Of the backend torch: a diffeomorphism.")
+@click.option("--refine-io", type=int, metavar="N", help="Of the backend lapirn: iterations after the network.")
 @model_options
 @click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
-@click.option("--config", type=PATH, help="TOML file with these and finer settings; options go before it.")
+@click.option("--config", metavar="NAME|FILE", help="TOML file with finer settings, or `paper`; options go before.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
 @debug_option
-def command(config: Path | None, quiet: bool, **given: Any) -> None:
+def command(config: str | None, quiet: bool, **given: Any) -> None:
     """Register MOVING to FIXED, two 3-D scans of any modality.
 
     Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
-    labels, moved_labels.nii.gz as well.
+    labels moved_labels.nii.gz as well, and inverse.h5 where the transform has an inverse (linear ones, --velocity).
     """
     files = {name: given.pop(name) for name in Job.__dataclass_fields__}
     run(Job(**files), settings(config, given), Console(stderr=True, quiet=quiet))
 
 
-def settings(config: Path | None, given: Mapping[str, Any]) -> RegisterConfig:
-    """The TOML file, or the defaults, overridden by the options that were given (those not None)."""
+def settings(config: str | None, given: Mapping[str, Any]) -> RegisterConfig:
+    """The settings of a name or TOML file, or the defaults, overridden by the options that were given (not None)."""
     chosen = {name: value for name, value in given.items() if value is not None}
     both = chosen.pop("intensity", None)
     if both is not None:
         chosen = {"fixed_intensity": both, "moving_intensity": both} | chosen
     if "stages" in chosen:
         chosen["stages"] = [stage.strip() for stage in chosen["stages"].split(",")]
-    base = RegisterConfig() if config is None else load_toml(config, RegisterConfig)
-    return from_dict(RegisterConfig, to_dict(base) | chosen)
+    tree = to_dict(RegisterConfig() if config is None else load_settings(config))
+    for option, (table, name) in _IN_TABLES.items():
+        if option in chosen:
+            tree[table] |= {name: chosen.pop(option)}
+    return from_dict(RegisterConfig, tree | chosen)
 
 
 def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResult:
@@ -119,7 +136,12 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
         start = _nearest(moving_labels, fixed_labels)
         report["dice"] = {"before": dice(fixed_labels, start), "after": dice(fixed_labels, moved_labels)}
     io.write_registration(
-        folder, transform=result.transform, moved=result.moved(moving), report=report, moved_labels=moved_labels
+        folder,
+        transform=result.transform,
+        moved=result.moved(moving),
+        report=report,
+        moved_labels=moved_labels,
+        inverse=result.inverse,
     )
     summarise(result, console)
     console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)

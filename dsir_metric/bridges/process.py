@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dsir_metric.bridges.channels import ChannelPair
-from dsir_metric.bridges.registry import check_engine, engine
+from dsir_metric.bridges.registry import engine
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField
 
@@ -48,13 +48,14 @@ def run_engine(
     Raises
     ------
     ConfigError, MissingDependencyError
-        See `check_engine`.
+        See `engine` and `Package.check`.
     RegistrationError
         If the engine fails, crashes, takes too long or gives what is not finite. Its files are in a temporary folder
         that is deleted whatever happens.
     """
-    check_engine(name)
-    bridge = engine(name).bridge
+    chosen = engine(name)
+    chosen.check()
+    bridge = chosen.bridge
     with tempfile.TemporaryDirectory(prefix=f"dsir-{name}-") as temporary:
         folder = Path(temporary)
         run_commands(name, bridge.write(pair, folder, linear=False), folder, threads, timeout_s)

@@ -22,8 +22,9 @@ def write_registration(
     moved: sitk.Image,
     report: Mapping[str, object],
     moved_labels: sitk.Image | None = None,
+    inverse: sitk.Transform | None = None,
 ) -> None:
-    """Write transform.h5, moved.nii.gz, result.json and, where there are labels, moved_labels.nii.gz.
+    """Write transform.h5, moved.nii.gz, result.json and, where there are any, moved_labels.nii.gz and inverse.h5.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ def write_registration(
         What goes into result.json.
     moved_labels : sitk.Image, optional
         The moving labels on the fixed grid.
+    inverse : sitk.Transform, optional
+        Maps moving to fixed points.
 
     Raises
     ------
@@ -50,3 +53,5 @@ def write_registration(
         write_image(moved, whole.enter_context(atomic(folder / "moved.nii.gz")))
         if moved_labels is not None:
             write_image(moved_labels, whole.enter_context(atomic(folder / "moved_labels.nii.gz")))
+        if inverse is not None:
+            write_transform(inverse, whole.enter_context(atomic(folder / "inverse.h5")))

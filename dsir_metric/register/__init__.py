@@ -1,6 +1,16 @@
 """Registration in stages: centre, coarse search, rigid, affine, deformable."""
 
-from dsir_metric.register.config import BACKENDS, STAGES, DeformableConfig, EngineConfig, RegisterConfig, SearchConfig
+from dsir_metric.register.backends import BACKENDS
+from dsir_metric.register.config import (
+    STAGES,
+    DeformableConfig,
+    DenseConfig,
+    EngineConfig,
+    InstanceConfig,
+    LapirnConfig,
+    RegisterConfig,
+    SearchConfig,
+)
 from dsir_metric.register.pipeline import register
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 
@@ -8,7 +18,10 @@ __all__ = [
     "BACKENDS",
     "STAGES",
     "DeformableConfig",
+    "DenseConfig",
     "EngineConfig",
+    "InstanceConfig",
+    "LapirnConfig",
     "Progress",
     "RegisterConfig",
     "RegistrationResult",

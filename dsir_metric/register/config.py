@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsir_metric.bridges.registry import ENGINES
 from dsir_metric.errors import ConfigError
+from dsir_metric.register.backends import BACKENDS
 
-__all__ = ["BACKENDS", "STAGES", "DeformableConfig", "EngineConfig", "RegisterConfig", "SearchConfig", "Stage"]
+__all__ = [
+    "STAGES",
+    "DeformableConfig",
+    "DenseConfig",
+    "EngineConfig",
+    "InstanceConfig",
+    "LapirnConfig",
+    "RegisterConfig",
+    "SearchConfig",
+    "Stage",
+]
 
 Stage = Literal["centre", "search", "rigid", "affine", "deformable"]
 STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable")
-BACKENDS: tuple[str, ...] = ("sitk", *ENGINES)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class DeformableConfig:
-    """Free-form deformation, coarse to fine.
+    """Free-form deformation, coarse to fine, of the backends sitk and torch.
 
     Parameters
     ----------
@@ -83,6 +92,96 @@ class DeformableConfig:
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """A displacement, or velocity, for every voxel, found by Adam; the defaults are table 4 of the paper.
+
+    Parameters
+    ----------
+    scales : tuple of float
+        Size of each level, coarse to fine, as a share of the finest one.
+    iterations : tuple of int
+        Of each level.
+    learning_rate : tuple of float
+        Of each level. Adam moves a voxel by about this much an iteration, in half edges of the volume. The paper gives
+        numbers without a unit; this is that of coordinates from -1 to 1, as in its authors' other work.
+    diffusion : tuple of float
+        Of each level: weight of the mean squared Frobenius norm of grad u (no unit) against the metric.
+    """
+
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0)
+    iterations: tuple[int, ...] = (100, 80, 50)
+    learning_rate: tuple[float, ...] = (1e-2, 5e-3, 3e-3)
+    diffusion: tuple[float, ...] = (0.6, 0.5, 0.4)
+
+    def __post_init__(self) -> None:
+        lists = (self.scales, self.iterations, self.learning_rate, self.diffusion)
+        if len({len(values) for values in lists}) != 1 or not self.scales:
+            raise ConfigError(
+                f"dense: scales, iterations, learning_rate and diffusion have {', '.join(str(len(v)) for v in lists)} "
+                "values; give one of each for every level"
+            )
+        if not all(0 < s <= 1 for s in self.scales) or list(self.scales) != sorted(self.scales):
+            raise ConfigError(f"dense: scales are {list(self.scales)}; rising shares of the finest level are expected")
+        if min(self.iterations) < 1 or min(self.learning_rate) <= 0 or min(self.diffusion) < 0:
+            raise ConfigError("dense: iterations and learning_rate are positive, diffusion not negative")
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """Instance optimisation in torch: the backend torch.
+
+    Parameters
+    ----------
+    metric : str
+        "dns", the cosine of the representations; "mind", the mean squared difference of MIND-SSC; "nmi", normalised
+        mutual information. The last two look at the intensities.
+    weight : float, optional
+        Of the metric against smoothness; by default 1 for dns, and for the others such that the same smoothness
+        suits them.
+    parametrisation : str
+        "bspline": a cubic B-spline lattice by L-BFGS, with the settings of `DeformableConfig`; "dense": see `dense`.
+    velocity : bool
+        Whether it is that of a stationary velocity: the deformation is then a diffeomorphism with an inverse.
+    init : str
+        "zero", or "convex": a discrete search first, for displacements that descent cannot reach.
+    dense : DenseConfig
+    """
+
+    metric: Literal["dns", "mind", "nmi"] = "dns"
+    weight: float | None = None
+    parametrisation: Literal["bspline", "dense"] = "bspline"
+    velocity: bool = False
+    init: Literal["zero", "convex"] = "zero"
+    dense: DenseConfig = field(default_factory=DenseConfig)
+
+    def __post_init__(self) -> None:
+        if self.metric == "nmi" and self.init == "convex":
+            raise ConfigError("instance: init convex compares descriptors, which nmi has not; use metric dns or mind")
+        if self.weight is not None and self.weight <= 0:
+            raise ConfigError(f"instance: weight is {self.weight}; a positive number is needed")
+
+
+@dataclass(frozen=True)
+class LapirnConfig:
+    """A registration network: the backend lapirn.
+
+    Parameters
+    ----------
+    model : str
+        Name or path of the network.
+    refine_iterations : int
+        Iterations of free-form deformation after it, at the finest level of `DeformableConfig`; 0 for none.
+    """
+
+    model: str = "lapirn"
+    refine_iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.refine_iterations < 0:
+            raise ConfigError(f"lapirn: refine_iterations is {self.refine_iterations}; 0 or more is needed")
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """An engine that takes the place of our deformable stage.
 
@@ -109,11 +208,11 @@ class RegisterConfig:
     Parameters
     ----------
     backend : str
-        What does the deformable stage: "sitk" (our own) or an engine of `dsir_metric.bridges.ENGINES`.
+        What does the deformable stage, a name of `BACKENDS`.
     model : str
         Name or path of the model that makes the representations.
     device : str
-        "auto", "cpu" or "cuda", for the representations.
+        "auto", "cpu" or "cuda", for the representations and the backend torch.
     threads : int, optional
         CPU threads; all cores by default.
     spacing_mm : float, optional
@@ -126,9 +225,13 @@ class RegisterConfig:
         Of every random choice; the same input and seed give the same output.
     search : SearchConfig
     deformable : DeformableConfig
-        Of the backend sitk.
+        Of the backends sitk and torch.
+    instance : InstanceConfig
+        Of the backend torch.
+    lapirn : LapirnConfig
+        Of the backend lapirn.
     engine : EngineConfig
-        Of the other backends.
+        Of the backends that are programs of their own.
     """
 
     backend: str = "sitk"
@@ -142,11 +245,19 @@ class RegisterConfig:
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
+    instance: InstanceConfig = field(default_factory=InstanceConfig)
+    lapirn: LapirnConfig = field(default_factory=LapirnConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend {self.backend!r} is unknown; there are {', '.join(BACKENDS)}")
+        if self.backend != "torch" and self.instance != InstanceConfig():
+            raise ConfigError(
+                f"settings of instance optimisation came with the backend {self.backend!r}; only torch has them"
+            )
+        if self.backend != "lapirn" and self.lapirn != LapirnConfig():
+            raise ConfigError(f"settings of lapirn came with the backend {self.backend!r}; choose the backend lapirn")
         wrong = [s for s in self.stages if s not in STAGES]
         if wrong or not self.stages:
             raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")

@@ -14,19 +14,26 @@ from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import Level
+from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
-__all__ = ["deform", "unfold"]
+__all__ = ["deform", "fit_freeform", "unfold"]
 
 Array = NDArray[np.float64]
 
 
-def deform(
+def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
+    """See `Deform`."""
+    return fit_freeform(problem.levels, linear, problem.config.deformable, report)
+
+
+def fit_freeform(
     levels: list[Level],
     linear: Array,
     config: DeformableConfig,
     on_iteration: Callable[[float, float], None],
-) -> tuple[sitk.BSplineTransform, str]:
+    start: DisplacementField | None = None,
+) -> Deformation:
     """Displacement u such that x -> linear(x + u(x)) aligns the pair.
 
     Parameters
@@ -38,31 +45,33 @@ def deform(
     config : DeformableConfig
     on_iteration : callable
         Receives the finished fraction of the stage and the metric.
+    start : DisplacementField, optional
+        u to begin with, along the axes of the levels; none by default.
 
     Returns
     -------
-    transform : sitk.BSplineTransform
-    remark : str
-        What had to be smoothed against folding.
+    Deformation
+        A `sitk.BSplineTransform`; the remark says what had to be smoothed against folding.
     """
     finest = levels[-1].fixed.grid
     domain = finest.padded(1)  # the box of the working grid may be a fraction of a voxel smaller than the image's
     freeform = FreeForm(domain, config.lattice_mm[0])
-    coefficients, remarks = np.zeros(freeform.shape), []
+    coefficients = np.zeros(freeform.shape) if start is None else freeform.approximate(start)
+    remarks = []
     count = len(config.lattice_mm)
     for k, lattice_mm in enumerate(config.lattice_mm):
         level = levels[max(0, len(levels) - count + k)]
         finer = FreeForm(domain, lattice_mm)
-        start, freeform = freeform.refine(coefficients, finer), finer
+        coarse, freeform = freeform.refine(coefficients, finer), finer
 
         def report(step: int, value: float, k: int = k) -> None:
             on_iteration((k + min(step / config.iterations[k], 1.0)) / count, value)
 
-        coefficients = _level(level, linear, freeform, start, config, config.iterations[k], report)
+        coefficients = _level(level, linear, freeform, coarse, config, config.iterations[k], report)
         coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
             remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
-    return freeform.to_transform(coefficients), "; ".join(remarks)
+    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks))
 
 
 def _level(

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.geometry import Grid
+from dsir_metric.geometry import DisplacementField, Grid
 
 __all__ = ["FreeForm"]
 
@@ -102,22 +102,21 @@ class FreeForm:
             out.append([r.T @ (mass[:, None] * r) for r in rows])
         return out
 
-    def _penalty(self, coefficients: Array, orders: Sequence[tuple[float, tuple[int, int, int]]]) -> Array:
-        """Half the derivative of a quadratic penalty: sum of weight times a Kronecker product of Gram matrices."""
-        total = np.zeros_like(coefficients)
-        for weight, order in orders:
-            total += weight * self.evaluate(coefficients, [self._grams[a][k] for a, k in enumerate(order)])
-        return total
+    def quadratic_terms(self, diffusion: float, bending_mm2: float) -> list[tuple[float, list[Array]]]:
+        """Weights and Gram matrices (z, y, x) of `smoothness`: it is the sum of weight * <c, G c>, G their product."""
+        orders = [(diffusion, o) for o in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+        orders += [(bending_mm2, o) for o in ((2, 0, 0), (0, 2, 0), (0, 0, 2))]
+        orders += [(2 * bending_mm2, o) for o in ((1, 1, 0), (1, 0, 1), (0, 1, 1))]
+        return [(weight, [self._grams[a][k] for a, k in enumerate(order)]) for weight, order in orders]
 
     def smoothness(self, coefficients: Array, diffusion: float, bending_mm2: float) -> tuple[float, Array]:
         """Smoothness penalty over the box, by exact integrals, and its derivative with respect to the coefficients.
 
         It is diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2, Frobenius norms.
         """
-        orders = [(diffusion, o) for o in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
-        orders += [(bending_mm2, o) for o in ((2, 0, 0), (0, 2, 0), (0, 0, 2))]
-        orders += [(2 * bending_mm2, o) for o in ((1, 1, 0), (1, 0, 1), (0, 1, 1))]
-        half = self._penalty(coefficients, orders)
+        half = np.zeros_like(coefficients)
+        for weight, grams in self.quadratic_terms(diffusion, bending_mm2):
+            half += weight * self.evaluate(coefficients, grams)
         return float((half * coefficients).sum()), 2 * half
 
     def refine(self, coefficients: Array, finer: FreeForm) -> Array:
@@ -128,6 +127,11 @@ class FreeForm:
             old, new = self._rows(axis, share * self.cells[axis]), finer._rows(axis, share * finer.cells[axis])
             fits.append(np.asarray(np.linalg.lstsq(new, old, rcond=None)[0], float))
         return self.evaluate(coefficients, fits)
+
+    def approximate(self, field: DisplacementField) -> Array:
+        """Coefficients whose displacement is nearest to that of a `field` along the lattice's axes: least squares."""
+        inverses = [np.asarray(np.linalg.pinv(basis), float) for basis in self.bases(field.grid)]
+        return self.evaluate(np.ascontiguousarray(np.moveaxis(field.values, -1, 0)), inverses)
 
     def to_transform(self, coefficients: Array) -> sitk.BSplineTransform:
         """The same displacement as a SimpleITK transform (identity outside the box)."""

@@ -41,8 +41,11 @@ class Guard:
         inside = (index >= -0.5) & (index < np.asarray(self._moving.size) - 0.5)
         return float(inside.all(axis=1).mean())
 
-    def objection(self, before: State, after: State) -> str | None:
-        """Why the step from one state to the next must be undone, or None."""
+    def objection(self, before: State, after: State, *, must_improve: bool = True) -> str | None:
+        """Why the step from one state to the next must be undone, or None.
+
+        A stage that looked at another metric need not improve the cosine.
+        """
         linear = after.linear[:3, :3]
         if not np.all(np.isfinite(self._points(after))):
             return "it is not finite"
@@ -55,7 +58,7 @@ class Guard:
         if now < _LEAST_OVERLAP and now < was:
             return f"the overlap falls from {100 * was:.0f} % to {100 * now:.0f} %"
         old, new = self.score(before), self.score(after)
-        if new < old:
+        if must_improve and new < old:
             return f"the metric does not improve (mean cosine {old:.4f} before, {new:.4f} after)"
         return None
 

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.metric.compiled import parallel
+from dsir_metric.register.linear import as_affine
 from dsir_metric.represent.representation import Representation
 
-__all__ = ["Level", "pyramid"]
+__all__ = ["Level", "aligned", "may_halve", "pyramid"]
 
 _COARSEST_MM = 5.0
+_LEAST_TO_HALVE = 24  # voxels
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,28 @@ def pyramid(finest: Level) -> list[Level]:
     The coarsest has voxels of 5 to 10 mm, or smaller ones where an image would have fewer than 12 along an edge.
     """
     levels = [finest]
-    while levels[0].spacing_mm < _COARSEST_MM and min(*levels[0].fixed.grid.size, *levels[0].moving.grid.size) >= 24:
+    while may_halve(levels[0].fixed.grid, levels[0].moving.grid):
         levels.insert(0, levels[0].halved())
     return levels
+
+
+def may_halve(fixed: Grid, moving: Grid) -> bool:
+    """Whether a pyramid goes on below a level on these grids."""
+    return max(fixed.spacing_mm) < _COARSEST_MM and min(*fixed.size, *moving.size) >= _LEAST_TO_HALVE
+
+
+def aligned(level: Level, linear: NDArray[np.float64]) -> Level:
+    """The level with the moving side brought onto the fixed grid by `linear` (4, 4) and `after`, resampled once.
+
+    Vectors are no longer of unit length. What maps outside the moving image, or its mask, is left out of the mask.
+    """
+    parts = [level.after, as_affine(linear, level.fixed.grid.centre_mm)]
+    transform = sitk.CompositeTransform([p for p in parts if p is not None])
+    moving = level.moving.resampled(level.fixed.grid, transform, extend=True)
+    inside = level.moving.grid.image() + 1 if level.moving_mask is None else level.moving_mask
+    reached = sitk.Resample(inside, level.fixed_mask, transform, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
+    mask = sitk.Cast(sitk.And(level.fixed_mask != 0, reached != 0), sitk.sitkUInt8)
+    return Level(level.fixed, moving, mask)
 
 
 def _halved(image: Representation) -> Representation:

@@ -12,19 +12,20 @@ import numba
 import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
-from dsir_metric.bridges import ENGINES, check_engine
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
+from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
+from dsir_metric.register.problem import Problem
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
-from dsir_metric.register.stages import LINEAR_POINTS, RUN, Problem
+from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
 from dsir_metric.represent import Representation, Representer, represent_pair
 from dsir_metric.represent.foreground import foreground
@@ -83,8 +84,7 @@ def register(
         If the images do not overlap and the stages cannot bring them together.
     """
     config = config or RegisterConfig()
-    if config.backend != "sitk":
-        check_engine(config.backend)
+    BACKENDS[config.backend].check()
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     with _threads(config.threads):
         return _register(
@@ -143,7 +143,7 @@ def _register(
         "versions": _versions(),
     }
     clock.finish()
-    return RegistrationResult(transform, grid, tuple(reports), details)
+    return RegistrationResult(transform, grid, tuple(reports), details, state.inverse_transform(problem.pivot_mm))
 
 
 class _Clock:
@@ -220,7 +220,8 @@ def _prepare(
     mask = _body(fixed, fixed_mask, pair[0].grid)
     levels = pyramid(Level(*pair, mask, moving_mask, start.after))
     linear_level = next((lv for lv in reversed(levels) if lv.spacing_mm >= _LINEAR_MM), levels[0])
-    return Problem(levels, linear_level, _body(moving, moving_mask, pair[1].grid), middle(mask), config)
+    body = _body(moving, moving_mask, pair[1].grid)
+    return Problem(levels, linear_level, body, middle(mask), config, (fixed, moving))
 
 
 def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Clock) -> tuple[State, StageReport]:
@@ -233,7 +234,8 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
 
     with clock.stage(name):
         found, remark = RUN[name](problem, state, report)
-        objection = None if found is state else guard.objection(state, found)
+        same_metric = name != "deformable" or problem.config.instance.metric == "dns"
+        objection = None if found is state else guard.objection(state, found, must_improve=same_metric)
     scores = guard.score(state), guard.score(found)
     remark = remark if objection is None else f"undone: {objection}"
     outcome = StageReport(name, objection is None, remark, *scores, clock.seconds[name], tuple(trace))
@@ -261,7 +263,7 @@ def _warnings(cosine: float, folded_percent: float) -> list[str]:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     packages = ("dsir-metric", "SimpleITK", "numpy", "scipy", "numba", "onnxruntime", "onnxruntime-gpu")
-    for package in (*packages, *(e.package for e in ENGINES.values())):
+    for package in (*packages, *(b.package.package for b in BACKENDS.values() if b.package)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

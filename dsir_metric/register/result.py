@@ -60,12 +60,15 @@ class RegistrationResult:
     stages : tuple of StageReport
     details : mapping
         Configuration, models, intensity rules, Jacobian statistics, seconds and versions, fit for JSON.
+    inverse : sitk.CompositeTransform, optional
+        Moving points to fixed points, where the deformation has an inverse that is known.
     """
 
     transform: sitk.CompositeTransform
     fixed_grid: Grid
     stages: tuple[StageReport, ...]
     details: dict[str, object] = field(default_factory=dict)
+    inverse: sitk.CompositeTransform | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

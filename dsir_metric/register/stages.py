@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import SimpleITK as sitk
 
-from dsir_metric.register.config import RegisterConfig, Stage
-from dsir_metric.register.deformable import deform
-from dsir_metric.register.engine import deform_by_engine
+from dsir_metric.register.backends import BACKENDS
+from dsir_metric.register.config import Stage
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
-from dsir_metric.register.pair import Level
+from dsir_metric.register.problem import Problem, Report
 from dsir_metric.register.search import centred, searched
 from dsir_metric.register.state import Points, State
 
-__all__ = ["RUN", "Problem", "Report"]
+__all__ = ["LINEAR_POINTS", "RUN"]
 
 LINEAR_POINTS = 40_000
 _LINEAR_ITERATIONS = 100
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is to be registered.
-
-    Parameters
-    ----------
-    levels : list of Level
-        Coarse to fine.
-    linear_level : Level
-        The finest one the linear stages look at.
-    moving_body : sitk.Image
-        Foreground of the moving image.
-    pivot_mm : ndarray, shape (3,)
-        Centroid of the foreground of the fixed image, where rotations turn.
-    config : RegisterConfig
-    """
-
-    levels: list[Level]
-    linear_level: Level
-    moving_body: sitk.Image
-    pivot_mm: Points
-    config: RegisterConfig
-
-
-class Report(Protocol):
-    """Receives how far a stage has come, in [0, 1], and the metric."""
-
-    def __call__(self, fraction: float, metric: float) -> None:
-        """Report."""
-        ...
 
 
 StageFunction = Callable[[Problem, State, Report], tuple[State, str]]
@@ -77,13 +43,8 @@ def _affine(problem: Problem, state: State, report: Report) -> tuple[State, str]
 
 
 def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, str]:
-    config = problem.config
-    displacement: sitk.Transform
-    if config.backend == "sitk":
-        displacement, remark = deform(problem.levels, state.linear, config.deformable, report)
-    else:
-        displacement, remark = deform_by_engine(problem.levels[-1], state.linear, config)
-    return replace(state, displacement=displacement), remark
+    found = BACKENDS[problem.config.backend].deform(problem, state.linear, report)
+    return replace(state, displacement=found.transform, inverse=found.inverse), found.remark
 
 
 def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: Report) -> State:

@@ -33,11 +33,14 @@ class State:
         x -> x + u(x): a B-spline or a displacement field.
     after : sitk.Transform, optional
         An initial transform that is no linear one; it is kept as it came.
+    inverse : sitk.Transform, optional
+        The inverse of `displacement`, where it is known.
     """
 
     linear: Matrix = field(default_factory=lambda: np.eye(4))
     displacement: sitk.Transform | None = None
     after: sitk.Transform | None = None
+    inverse: sitk.Transform | None = None
 
     def map(self, points_mm: Points) -> Points:
         """Points (n, 3) under the part that the stages change, that is, all but `after`."""
@@ -46,5 +49,15 @@ class State:
 
     def transform(self, centre_mm: Points) -> sitk.CompositeTransform:
         """The whole map as an ITK composite, whose parts apply last to first; the affine turns about `centre_mm`."""
-        parts = [self.after, as_affine(self.linear, centre_mm), self.displacement]
-        return sitk.CompositeTransform([p for p in parts if p is not None])
+        return _composite(self.after, as_affine(self.linear, centre_mm), self.displacement)
+
+    def inverse_transform(self, centre_mm: Points) -> sitk.CompositeTransform | None:
+        """Moving to fixed points, or None where the inverse of a part is not known."""
+        linear = as_affine(self.linear, centre_mm).GetInverse()
+        if self.after is not None or (self.displacement is not None and self.inverse is None):
+            return None
+        return _composite(self.inverse, linear)
+
+
+def _composite(*parts: sitk.Transform | None) -> sitk.CompositeTransform:
+    return sitk.CompositeTransform([p for p in parts if p is not None])

@@ -1,0 +1,55 @@
+"""What can do the deformable stage; a backend is one module with a function `deform` and one line here."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from dsir_metric.bridges.registry import ENGINES
+from dsir_metric.packages import Package
+
+if TYPE_CHECKING:
+    from dsir_metric.register.problem import Deform
+
+__all__ = ["BACKENDS", "Backend"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to deform.
+
+    Parameters
+    ----------
+    name : str
+    does : str
+        What it is, in a few words.
+    module : str
+        Where its function `deform` is; imported when it is used.
+    package : Package, optional
+        What must be installed for it.
+    """
+
+    name: str
+    does: str
+    module: str
+    package: Package | None = None
+
+    def check(self) -> None:
+        """See that it can be used here; raises what `Package.check` raises."""
+        if self.package is not None:
+            self.package.check()
+
+    @property
+    def deform(self) -> Deform:
+        """Its function."""
+        return cast("Deform", importlib.import_module(self.module).deform)
+
+
+_OURS = (
+    Backend("sitk", "free-form deformation, compiled", "dsir_metric.register.deformable"),
+    Backend("torch", "instance optimisation", "dsir_metric.torch.backend", Package("torch", "torch", "2.5")),
+    Backend("lapirn", "registration network, LapIRN", "dsir_metric.register.lapirn"),
+)
+_ENGINES = (Backend(e.name, f"on {e.channels} channels", "dsir_metric.register.engine", e) for e in ENGINES.values())
+BACKENDS = {b.name: b for b in (*_OURS, *_ENGINES)}

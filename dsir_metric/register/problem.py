@@ -1,0 +1,78 @@
+"""What is to be registered, and what comes of deforming it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.register.config import RegisterConfig
+from dsir_metric.register.pair import Level
+
+__all__ = ["Deform", "Deformation", "Problem", "Report"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be registered.
+
+    Parameters
+    ----------
+    levels : list of Level
+        Coarse to fine.
+    linear_level : Level
+        The finest one the linear stages look at.
+    moving_body : sitk.Image
+        Foreground of the moving image.
+    pivot_mm : ndarray, shape (3,)
+        Centroid of the foreground of the fixed image, where rotations turn.
+    config : RegisterConfig
+    images : tuple of sitk.Image, optional
+        The fixed and the moving scan, for metrics that look at intensities.
+    """
+
+    levels: list[Level]
+    linear_level: Level
+    moving_body: sitk.Image
+    pivot_mm: Array
+    config: RegisterConfig
+    images: tuple[sitk.Image, sitk.Image] | None = None
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """A displacement x -> x + u(x), LPS mm.
+
+    Parameters
+    ----------
+    transform : sitk.Transform
+    remark : str
+        What the user should know of how it was found.
+    inverse : sitk.Transform, optional
+        The inverse, from those that have one.
+    """
+
+    transform: sitk.Transform
+    remark: str = ""
+    inverse: sitk.Transform | None = None
+
+
+class Report(Protocol):
+    """Receives how far a stage has come, in [0, 1], and the metric."""
+
+    def __call__(self, fraction: float, metric: float) -> None:
+        """Report."""
+        ...
+
+
+class Deform(Protocol):
+    """What a backend offers."""
+
+    def __call__(self, problem: Problem, linear: Array, report: Report) -> Deformation:
+        """Find u such that x -> linear(x + u(x)) aligns the pair; `linear`, (4, 4), is kept as it is."""
+        ...

@@ -1,0 +1,174 @@
+"""What instance optimisation compares: two feature volumes at corresponding points, under one of three metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from dsir_metric.errors import RegistrationError
+from dsir_metric.geometry import Grid
+from dsir_metric.torch.cosine import cosine_at
+from dsir_metric.torch.similarity import nmi
+from dsir_metric.torch.warp import sample
+
+__all__ = ["COMPARE", "WEIGHT", "Volumes"]
+
+Compare = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """Features of both scans at one resolution, on a device.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor, shape (z, y, x, channels)
+        Descriptors, MIND-SSC or intensities, channels last.
+    mask : Tensor of bool, shape (z, y, x)
+        Where in `fixed` the metric counts.
+    fixed_grid, moving_grid : Grid
+    moving_mask : Tensor of bool, shape (z, y, x), optional
+        Points outside it do not count.
+    moving_mask_grid : Grid, optional
+        Of the moving mask, which may differ from `moving_grid`.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    mask: Tensor
+    fixed_grid: Grid
+    moving_grid: Grid
+    moving_mask: Tensor | None = None
+    moving_mask_grid: Grid | None = None
+
+    @property
+    def spacing_mm(self) -> float:
+        """Largest voxel edge of the fixed grid, mm."""
+        return max(self.fixed_grid.spacing_mm)
+
+    def scaled(self, share: float) -> Volumes:
+        """Both sides with this share of the voxels along every axis, trilinear."""
+        if share == 1.0:
+            return self
+        fixed_grid, moving_grid = _scaled(self.fixed_grid, share), _scaled(self.moving_grid, share)
+        return replace(
+            self,
+            fixed=_resized(self.fixed, fixed_grid),
+            moving=_resized(self.moving, moving_grid),
+            mask=_resized_mask(self.mask, fixed_grid),
+            fixed_grid=fixed_grid,
+            moving_grid=moving_grid,
+        )
+
+    def halved(self) -> Volumes:
+        """Means of 2 x 2 x 2 voxels, the last layer of an odd size counted twice, as `register.pair` makes levels."""
+        return replace(
+            self,
+            fixed=_pooled(self.fixed),
+            moving=_pooled(self.moving),
+            mask=_halved_mask(self.mask),
+            fixed_grid=_halved(self.fixed_grid),
+            moving_grid=_halved(self.moving_grid),
+        )
+
+    def kept(self, index: Tensor) -> Tensor | None:
+        """Which indices (n, 3), x, y, z, lie in the moving mask; None where there is none."""
+        if self.moving_mask is None or self.moving_mask_grid is None:
+            return None
+        to_mask = self.moving_mask_grid.to_index(self.moving_grid.to_physical(np.vstack([np.zeros(3), np.eye(3)])))
+        rows = torch.as_tensor(to_mask, dtype=index.dtype).to(index.device)
+        places = (rows[0] + index @ (rows[1:] - rows[0]) + 0.5).floor().long()  # the nearest voxel
+        size = torch.tensor(self.moving_mask.shape[::-1], device=index.device)
+        inside = ((places >= 0) & (places < size)).all(dim=1)
+        x, y, z = torch.minimum(places.clamp(min=0), size - 1).T
+        return inside & self.moving_mask[z, y, x]
+
+
+def _cosine(fixed: Tensor, moving: Tensor, index: Tensor, kept: Tensor | None) -> Tensor:
+    """Negated mean cosine over the points inside, as `dsir_metric.metric.CosineMetric`."""
+    cosine, inside = cosine_at(fixed, moving, index)
+    valid = _valid(inside, kept)
+    return -(cosine * valid).sum() / valid.sum()
+
+
+def _squared(fixed: Tensor, moving: Tensor, index: Tensor, kept: Tensor | None) -> Tensor:
+    """Mean squared difference over points and channels."""
+    valid = _valid(_inside(moving, index), kept)
+    squares = (_at(moving, index) - fixed).square().mean(dim=1)
+    return (squares * valid).sum() / valid.sum()
+
+
+def _nmi(fixed: Tensor, moving: Tensor, index: Tensor, kept: Tensor | None) -> Tensor:
+    """Negated normalised mutual information of intensities in [0, 1]."""
+    valid = _valid(_inside(moving, index), kept)
+    return nmi(_as_volume(fixed), _as_volume(_at(moving, index)), _as_volume(valid[:, None]))
+
+
+COMPARE: dict[str, Compare] = {"dns": _cosine, "mind": _squared, "nmi": _nmi}
+# Factors under which one smoothness suits all, found on pairs of their own (benchmarks/tuning.json).
+WEIGHT = {"dns": 1.0, "mind": 8.0, "nmi": 4.0}
+
+
+def _valid(inside: Tensor, kept: Tensor | None) -> Tensor:
+    valid = inside if kept is None else inside & kept
+    if not valid.any():
+        raise RegistrationError(
+            f"none of {len(valid)} points falls inside the moving image and its mask: "
+            "start from a transform under which the images overlap"
+        )
+    return valid
+
+
+def _inside(moving: Tensor, index: Tensor) -> Tensor:
+    size = torch.tensor(moving.shape[2::-1], dtype=index.dtype, device=index.device)
+    return ((index >= -0.5) & (index < size - 0.5)).all(dim=1)
+
+
+def _at(moving: Tensor, index: Tensor) -> Tensor:
+    """Values (n, channels) of a volume with channels last."""
+    return sample(moving.movedim(-1, 0)[None], _as_volume(index)).flatten(2)[0].T
+
+
+def _as_volume(rows: Tensor) -> Tensor:
+    """(n, channels) as a volume (1, channels, 1, 1, n)."""
+    return rows.T[None, :, None, None]
+
+
+def _scaled(grid: Grid, share: float) -> Grid:
+    size = [max(2, round(n * share)) for n in grid.size]
+    edges = grid.extent_mm / size
+    return grid.resampled((float(edges[0]), float(edges[1]), float(edges[2])))
+
+
+def _halved(grid: Grid) -> Grid:
+    size = (-(-grid.size[0] // 2), -(-grid.size[1] // 2), -(-grid.size[2] // 2))
+    spacing = (2 * grid.spacing_mm[0], 2 * grid.spacing_mm[1], 2 * grid.spacing_mm[2])
+    x, y, z = grid.to_physical((0.5, 0.5, 0.5)).tolist()
+    return Grid(size, spacing, (x, y, z), grid.direction)
+
+
+def _resized(values: Tensor, grid: Grid) -> Tensor:
+    channels_first = values.movedim(-1, 0)[None]
+    out = F.interpolate(channels_first, size=grid.shape, mode="trilinear", align_corners=False)
+    return out[0].movedim(0, -1).contiguous()
+
+
+def _resized_mask(mask: Tensor, grid: Grid) -> Tensor:
+    return F.interpolate(mask[None, None].float(), size=grid.shape, mode="nearest-exact")[0, 0] > 0.5
+
+
+def _halved_mask(mask: Tensor) -> Tensor:
+    """The voxel nearest to each centre, which lies between two: the upper one, none beyond the end, as in ITK."""
+    odd = [n % 2 for n in mask.shape]
+    return F.pad(mask, (0, odd[2], 0, odd[1], 0, odd[0]))[1::2, 1::2, 1::2]
+
+
+def _pooled(values: Tensor) -> Tensor:
+    odd = [n % 2 for n in values.shape[:3]]
+    padded = F.pad(values.movedim(-1, 0)[None], (0, odd[2], 0, odd[1], 0, odd[0]), mode="replicate")
+    return F.avg_pool3d(padded, 2)[0].movedim(0, -1).contiguous()
