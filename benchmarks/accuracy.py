@@ -70,10 +70,11 @@ def read_pair(task: Path) -> tuple[sitk.Image, sitk.Image]:
 
 
 def settings(name: str, file: Path | None = None, assignments: Iterable[str] = (), threads: int = 1) -> RegisterConfig:
-    """Settings of a representation: defaults, then its table in the file, then the assignments `a.b=value`."""
-    tree: Record = {"threads": threads}
+    """Settings of a representation: the cosine alone, then its table in the file, then the assignments `a.b=value`."""
+    tree: Record = {"threads": threads, "deformable": {"information": 0.0}}
     if file is not None:
-        tree.update(json.loads(file.read_text()).get(name, {}))
+        for key, value in json.loads(file.read_text()).get(name, {}).items():
+            tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
     for assignment in assignments:
         key, _, value = assignment.partition("=")
         *path, last = key.split(".")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from waves import GRID, channels, level
+from waves import GRID, channels, level, with_scans
 
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig, RegisterConfig, SearchConfig
@@ -161,6 +162,27 @@ def test_deformation_is_found_in_front_of_a_linear_map() -> None:
     assert fractions == sorted(fractions)
     assert fractions[-1] <= 1.0
     assert reports[-1][1] < reports[0][1]
+
+
+def test_mutual_information_of_the_scans_deforms_where_descriptors_say_nothing() -> None:
+    def bend(points: Array) -> Array:
+        return points + 4 * np.sin(points[..., ::-1] / 30)
+
+    pair = with_scans(level(bend))
+    blank = replace(pair, fixed=_blank(pair.fixed), moving=_blank(pair.moving))
+    truth = bend(GRID.points_mm()) - GRID.points_mm()
+
+    def left_mm(information: float) -> float:
+        config = DeformableConfig((24.0, 12.0), (25, 25), 0.01, 1.0, information)
+        found = fit_freeform(pyramid(blank), IDENTITY, config, lambda *_: None).transform
+        field = DisplacementField.from_transform(found, GRID).values - truth
+        return float(np.linalg.norm(field, axis=-1)[2:-2, 2:-2, 2:-2].mean())
+
+    assert left_mm(1.0) < 0.5 * left_mm(0.0)
+
+
+def _blank(side: Representation) -> Representation:
+    return replace(side, values=np.ones_like(side.values))
 
 
 def test_smoothness_has_its_way() -> None:

@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from click.testing import CliRunner
 from dsir_metric_cli.main import app
 from numpy.typing import NDArray
-from waves import GRID, level
+from waves import GRID, level, with_scans
 
-from dsir_metric.errors import ConfigError, MissingDependencyError, RegistrationError
+from dsir_metric.errors import ConfigError, DataError, MissingDependencyError, RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.phantom import PhantomPair
 from dsir_metric.register import DeformableConfig, DenseConfig, InstanceConfig, RegisterConfig, register
@@ -60,6 +60,7 @@ def volumes(pair: Level, mask: sitk.Image | None = None) -> Volumes:
         pair.moving.grid,
         None if mask is None else torch.from_numpy(sitk.GetArrayFromImage(mask) != 0),
         None if mask is None else Grid.of(mask),
+        pair.scans and (torch.from_numpy(pair.scans[0].values), torch.from_numpy(pair.scans[1].values)),
     )
 
 
@@ -73,9 +74,10 @@ def error_mm(transform: sitk.Transform) -> float:
     return float(apart[2:-2, 2:-2, 2:-2].mean())
 
 
-@pytest.mark.parametrize("linear", [IDENTITY, TILTED])
-def test_torch_and_compiled_path_end_in_the_same_place(linear: Array) -> None:
+@pytest.mark.parametrize(("linear", "scans"), [(IDENTITY, False), (TILTED, False), (TILTED, True)])
+def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: bool) -> None:
     pair, config = bent(linear), DeformableConfig(iterations=(20, 20, 20))
+    pair = with_scans(pair) if scans else pair
     compiled = fit_freeform(pyramid(pair), linear, config, lambda *_: None)
     found = optimise(volumes(pair), linear, deformable=config)
     apart = np.linalg.norm(places(found.transform) - places(compiled.transform), axis=-1)
@@ -88,11 +90,13 @@ def test_levels_are_those_of_the_compiled_path() -> None:
     rng = np.random.default_rng(0)
     sides = [Representation(rng.standard_normal((*odd.shape, 4), np.float32), odd) for _ in range(2)]
     mask = odd.stamp(sitk.GetImageFromArray((rng.random(odd.shape) < 0.5).astype(np.uint8)))
-    pair = Level(sides[0], sides[1], mask)
+    pair = with_scans(Level(sides[0], sides[1], mask))
     expected, found = pair.halved(), volumes(pair).halved()
     np.testing.assert_allclose(found.fixed.numpy(), expected.fixed.values, atol=1e-6)
     np.testing.assert_allclose(found.moving.numpy(), expected.moving.values, atol=1e-6)
     np.testing.assert_array_equal(found.mask.numpy(), sitk.GetArrayFromImage(expected.fixed_mask) != 0)
+    for ours, theirs in zip(found.scans or (), expected.scans or (), strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.values, atol=1e-6)
     assert found.fixed_grid.matches(expected.fixed.grid)
     assert found.moving_grid.matches(expected.moving.grid)
 
@@ -106,7 +110,7 @@ def test_a_moving_mask_counts_as_in_the_compiled_metric() -> None:
     value, _, gradient = metric.at_points(metric.points_mm)
     points = instance._Points(volumes(pair, half), IDENTITY, None)
     field = torch.zeros(1, 3, *points.grid.shape, requires_grad=True)
-    loss = points.compare(field, "dns")
+    loss = points.compare(points.index(field), "dns")
     loss.backward()
     assert float(loss.detach()) == pytest.approx(value, abs=1e-6)
     expected = -gradient / metric.valid_points * np.array(GRID.spacing_mm)
@@ -117,9 +121,7 @@ def test_a_moving_mask_counts_as_in_the_compiled_metric() -> None:
 @pytest.mark.parametrize("velocity", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_gradient_is_that_of_the_loss(metric: str, velocity: bool, dense: bool) -> None:
-    pair = bent()
-    if metric == "nmi":
-        pair = replace(pair, **{k: _first_channel(getattr(pair, k)) for k in ("fixed", "moving")})
+    pair = with_scans(bent())
     flow = GRID.padded(1).resampled(6.0) if velocity else None
     points = instance._Points(volumes(pair), TILTED, flow, whole=dense)
     field = (
@@ -128,7 +130,7 @@ def test_the_gradient_is_that_of_the_loss(metric: str, velocity: bool, dense: bo
         else BSplineField(FreeForm(GRID.padded(1), 24.0), points.grid, (0.3, 60.0), CPU)
     )
     config = InstanceConfig(metric=metric, velocity=velocity)  # type: ignore[arg-type]
-    loss = instance._Loss(points, field, config, lambda *_: None)
+    loss = instance._Loss(points, field, config, lambda *_: None, 0.5)
     generator = torch.Generator().manual_seed(1)
     at, step = (torch.randn(field.shape, generator=generator) * (0.02 if dense else 2.0) for _ in range(2))
     at.requires_grad_()
@@ -136,10 +138,6 @@ def test_the_gradient_is_that_of_the_loss(metric: str, velocity: bool, dense: bo
     with torch.no_grad():
         slope = float(loss(at + 0.01 * step) - loss(at - 0.01 * step)) / 0.02
     assert float((gradient * step).sum()) == pytest.approx(slope, rel=0.02, abs=2e-4)
-
-
-def _first_channel(side: Representation) -> Representation:
-    return replace(side, values=np.ascontiguousarray(side.values[..., :1] * 0.5 + 0.5))
 
 
 def test_smoothness_is_that_of_the_compiled_path() -> None:
@@ -243,17 +241,9 @@ def test_every_way_improves_a_phantom(
 @pytest.mark.parametrize("metric", ["mind", "nmi"])
 def test_the_other_metrics_find_a_deformation(metric: str) -> None:
     """Squared differences of many channels; mutual information of one, inverted on the moving side."""
-    pair, config = bent(), DeformableConfig((24.0, 12.0), (20, 20), 0.01, 1.0)
-    if metric == "nmi":
-        pair = replace(pair, fixed=_one_channel(pair.fixed), moving=_one_channel(pair.moving, invert=True))
+    pair, config = with_scans(bent()), DeformableConfig((24.0, 12.0), (20, 20), 0.01, 1.0)
     found = optimise(volumes(pair), IDENTITY, InstanceConfig(metric=metric), config)  # type: ignore[arg-type]
     assert error_mm(found.transform) < 2.0 < 4 < error_mm(sitk.Transform(3, sitk.sitkIdentity))
-
-
-def _one_channel(side: Representation, invert: bool = False) -> Representation:
-    values = side.values.sum(axis=-1, keepdims=True)
-    values = (values - values.min()) / np.ptp(values)
-    return replace(side, values=np.ascontiguousarray(1 - values if invert else values, np.float32))
 
 
 def test_mind_is_taken_of_the_scans(pair: PhantomPair, represented: tuple[Representation, Representation]) -> None:
@@ -366,6 +356,11 @@ def test_bad_settings_are_told_in_one_line() -> None:
 def test_a_gpu_that_is_not_there_is_told(pair: PhantomPair, represented: tuple[Representation, Representation]) -> None:
     with pytest.raises(MissingDependencyError, match="torch finds no GPU"):
         register(pair.fixed, pair.moving, replace(DEFORMABLE, device="cuda"), representations=represented)
+
+
+def test_mutual_information_without_scans_is_told() -> None:
+    with pytest.raises(DataError, match="needs the scans"):
+        optimise(volumes(bent()), IDENTITY, InstanceConfig(metric="nmi"))
 
 
 def test_points_that_all_leave_are_told() -> None:

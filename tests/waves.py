@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +32,12 @@ def level(truth: Map = lambda x: x, **fields: object) -> Level:
     mask = GRID.image() + 1
     pair = Representation(channels(truth(GRID.points_mm())), GRID), Representation(channels(moving.points_mm()), moving)
     return Level(*pair, mask, **fields)  # type: ignore[arg-type]
+
+
+def with_scans(pair: Level) -> Level:
+    """The pair with scans of their own: one channel of many waves, inverted on the moving side."""
+    sides = []
+    for side, sign in ((pair.fixed, 1), (pair.moving, -1)):
+        values = sign * side.values.sum(axis=-1, keepdims=True)
+        sides.append(Representation(((values + 12) / 24).clip(0, 1).astype(np.float32), side.grid))
+    return replace(pair, scans=(sides[0], sides[1]))

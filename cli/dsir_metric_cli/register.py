@@ -83,7 +83,7 @@ def command(config: str | None, quiet: bool, **given: Any) -> None:
     """Register MOVING to FIXED, two 3-D scans of any modality.
 
     Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
-    labels moved_labels.nii.gz as well, and inverse.h5 where the transform has an inverse (linear ones, --velocity).
+    labels moved_labels.nii.gz as well, with --velocity inverse.h5.
     """
     files = {name: given.pop(name) for name in Job.__dataclass_fields__}
     run(Job(**files), settings(config, given), Console(stderr=True, quiet=quiet))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import RegistrationError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import kernel
+from dsir_metric.metric.mask import Mask, to_index
 from dsir_metric.metric.sampling import Sampling
 from dsir_metric.metric.transforms import ChainMap, PointMap, point_map
 from dsir_metric.represent.representation import Representation
@@ -71,8 +72,8 @@ class CosineMetric:
             )
         self._samples = _take_samples(fixed, virtual or fixed.grid, sampling or Sampling(), fixed_mask, fixed_initial)
         self._moving = np.ascontiguousarray(moving.values, np.float32)
-        self._moving_index = _to_index(moving.grid)
-        self._moving_mask = _Mask(moving_mask) if moving_mask is not None else None
+        self._moving_index = to_index(moving.grid)
+        self._moving_mask = Mask(moving_mask) if moving_mask is not None else None
         self._moving_initial = point_map(moving_initial) if moving_initial is not None else None
         self._valid_points = 0
 
@@ -227,25 +228,6 @@ class _Samples:
     rows: NDArray[np.int64]
 
 
-class _Mask:
-    """Nearest-voxel test of points against a mask image."""
-
-    def __init__(self, image: sitk.Image) -> None:
-        if image.GetNumberOfComponentsPerPixel() != 1:
-            raise ShapeError(f"a mask has one number a voxel; {image.GetPixelIDTypeAsString()} came")
-        self._values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image) != 0)
-        self._index = _to_index(Grid.of(image))
-
-    def restrict(self, points: Points, valid: NDArray[np.bool_]) -> None:
-        """Let `valid` go false at points outside the mask."""
-        kernel.keep_inside_mask(self._values, points, *self._index, valid)
-
-
-def _to_index(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Matrix and offset from LPS mm to continuous index."""
-    return grid.inverse_matrix, -grid.inverse_matrix @ np.array(grid.origin_mm)
-
-
 def _take_samples(
     fixed: Representation,
     virtual: Grid,
@@ -257,13 +239,13 @@ def _take_samples(
     places = point_map(initial).map(points) if initial is not None else points
     keep = np.ones(len(points), bool)
     if mask is not None:
-        _Mask(mask).restrict(places, keep)
+        Mask(mask).restrict(places, keep)
     values = np.ascontiguousarray(fixed.values, np.float32)
     if sampling.strategy == "none" and initial is None and virtual.matches(fixed.grid, tolerance_vox=1e-6):
         samples = _Samples(points[keep], values.reshape(-1, fixed.channels), np.flatnonzero(keep))
     else:
         descriptors = np.empty((len(points), fixed.channels), np.float32)
-        kernel.interpolate(values, places, *_to_index(fixed.grid), descriptors, keep)
+        kernel.interpolate(values, places, *to_index(fixed.grid), descriptors, keep)
         samples = _Samples(points[keep], descriptors[keep], np.arange(np.count_nonzero(keep)))
     if len(samples.points) == 0:
         raise RegistrationError(

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from dsir_metric.metric.compiled import inlined, parallel
 
-__all__ = ["cosine_and_gradient", "interpolate", "keep_inside_mask"]
+__all__ = ["cell", "continuous_index", "cosine_and_gradient", "interpolate", "is_inside", "keep_inside_mask"]
 
 Array = NDArray[Any]
 _TINY = 1e-20  # product of squared lengths below which a descriptor counts as absent
 
 
 @inlined
-def _continuous_index(point: Array, matrix: Array, offset: Array) -> tuple[float, float, float]:
+def continuous_index(point: Array, matrix: Array, offset: Array) -> tuple[float, float, float]:
+    """Index x, y, z of a point: matrix @ point + offset."""
     x, y, z = point[0], point[1], point[2]
     return (
         matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + offset[0],
@@ -32,12 +33,13 @@ def _continuous_index(point: Array, matrix: Array, offset: Array) -> tuple[float
 
 
 @inlined
-def _inside(x: float, y: float, z: float, shape: tuple[int, ...]) -> bool:
+def is_inside(x: float, y: float, z: float, shape: tuple[int, ...]) -> bool:
+    """Whether an index lies in the box of a volume (z, y, x, ...)."""
     return -0.5 <= x < shape[2] - 0.5 and -0.5 <= y < shape[1] - 0.5 and -0.5 <= z < shape[0] - 0.5
 
 
 @inlined
-def _cell(t: float, size: int) -> tuple[int, int, Any]:
+def cell(t: float, size: int) -> tuple[int, int, Any]:
     """The two voxels around `t` on one axis, clamped to the image, and the weight of the second."""
     below = math.floor(t)
     return max(below, 0), min(below + 1, size - 1), np.float32(t - below)
@@ -113,13 +115,13 @@ def cosine_and_gradient(
     channels = moving.shape[3]
     for i in numba.prange(points.shape[0]):
         cosine[i] = gradient[i, 0] = gradient[i, 1] = gradient[i, 2] = 0.0
-        x, y, z = _continuous_index(points[i], matrix, offset)
-        valid[i] = valid[i] and _inside(x, y, z, moving.shape)
+        x, y, z = continuous_index(points[i], matrix, offset)
+        valid[i] = valid[i] and is_inside(x, y, z, moving.shape)
         if not valid[i]:
             continue
-        x0, x1, wx = _cell(x, moving.shape[2])
-        y0, y1, wy = _cell(y, moving.shape[1])
-        z0, z1, wz = _cell(z, moving.shape[0])
+        x0, x1, wx = cell(x, moving.shape[2])
+        y0, y1, wy = cell(y, moving.shape[1])
+        z0, z1, wz = cell(z, moving.shape[0])
         f = fixed[rows[i]]
         if channels == 24:  # the default model: a constant loop length lets the compiler unroll, a fifth faster
             sums = _products(24, f, moving, y0, y1, z0, z1, x0, x1, wx, wy, wz)
@@ -146,13 +148,13 @@ def interpolate(image: Array, points: Array, matrix: Array, offset: Array, value
     """
     for i in numba.prange(points.shape[0]):
         values[i] = 0.0
-        x, y, z = _continuous_index(points[i], matrix, offset)
-        valid[i] = valid[i] and _inside(x, y, z, image.shape)
+        x, y, z = continuous_index(points[i], matrix, offset)
+        valid[i] = valid[i] and is_inside(x, y, z, image.shape)
         if not valid[i]:
             continue
-        x0, x1, wx = _cell(x, image.shape[2])
-        y0, y1, wy = _cell(y, image.shape[1])
-        z0, z1, wz = _cell(z, image.shape[0])
+        x0, x1, wx = cell(x, image.shape[2])
+        y0, y1, wy = cell(y, image.shape[1])
+        z0, z1, wz = cell(z, image.shape[0])
         one = np.float32(1)
         for zi, wzi in ((z0, one - wz), (z1, wz)):
             for yi, wyi in ((y0, one - wy), (y1, wy)):
@@ -165,8 +167,8 @@ def interpolate(image: Array, points: Array, matrix: Array, offset: Array, value
 def keep_inside_mask(mask: Array, points: Array, matrix: Array, offset: Array, valid: Array) -> None:
     """Let `valid` (n,) go false where the voxel of `mask` (z, y, x) nearest to a point is 0 or there is none."""
     for i in numba.prange(points.shape[0]):
-        x, y, z = _continuous_index(points[i], matrix, offset)
-        inside = _inside(x, y, z, mask.shape)
+        x, y, z = continuous_index(points[i], matrix, offset)
+        inside = is_inside(x, y, z, mask.shape)
         if inside:
             inside = mask[math.floor(z + 0.5), math.floor(y + 0.5), math.floor(x + 0.5)] != 0
         valid[i] = valid[i] and inside

@@ -72,6 +72,8 @@ class DeformableConfig:
         Weight of the mean squared Frobenius norm of grad u (no unit) against the mean cosine.
     bending_mm2 : float
         Weight of the mean squared Frobenius norm of the second derivatives of u (per mm^2), in mm^2.
+    information : float
+        Weight of the normalised mutual information of the scans against the mean cosine; 0 looks at the cosine alone.
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     """
@@ -80,6 +82,7 @@ class DeformableConfig:
     iterations: tuple[int, ...] = (40, 40, 40)
     diffusion: float = 0.3
     bending_mm2: float = 60.0
+    information: float = 0.5
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
@@ -87,8 +90,14 @@ class DeformableConfig:
             raise ConfigError(
                 f"lattice_mm has {len(self.lattice_mm)} levels and iterations {len(self.iterations)}; give one of each"
             )
-        if min(self.lattice_mm) <= 0 or min(self.iterations) < 1 or min(self.diffusion, self.bending_mm2) < 0:
-            raise ConfigError("lattice_mm and iterations are positive, diffusion and bending_mm2 not negative")
+        if (
+            min(self.lattice_mm) <= 0
+            or min(self.iterations) < 1
+            or min(self.diffusion, self.bending_mm2, self.information) < 0
+        ):
+            raise ConfigError(
+                "lattice_mm and iterations are positive; diffusion, bending_mm2 and information are not negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,13 @@ class RegisterConfig:
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     lapirn: LapirnConfig = field(default_factory=LapirnConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def looks_at_scans(self) -> bool:
+        """Whether the deformable stage looks at intensities, beside the representations or instead of them."""
+        ours = self.backend in ("sitk", "torch", "lapirn")
+        asked = self.deformable.information > 0 or self.instance.metric != "dns"
+        return "deformable" in self.stages and ours and asked
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.freeform import FreeForm
-from dsir_metric.register.pair import Level
+from dsir_metric.register.pair import Level, information
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
@@ -91,14 +91,20 @@ def _level(
     bases = [basis[cut].astype(np.float32) for basis, cut in zip(freeform.bases(level.fixed.grid), box, strict=True)]
     points = metric.points_mm
     turn = linear[:3, :3]
+    scans = information(level, np.flatnonzero(inside)) if config.information > 0 else None
     steps = 0
 
     def loss(flat: Array) -> tuple[float, Array]:
         coefficients = flat.reshape(freeform.shape)
         u = freeform.evaluate(coefficients.astype(np.float32), bases)  # to 1e-6 mm, in half the time
-        value, _, gradient = metric.at_points(mapped(linear, points + u.reshape(3, -1)[:, rows].T))
+        places = mapped(linear, points + u.reshape(3, -1)[:, rows].T)
+        value, _, gradient = metric.at_points(places)
+        gradient /= -metric.valid_points
+        if scans is not None:
+            bits, slopes = scans.at_points(places)
+            value, gradient = value + config.information * bits, gradient + config.information * slopes
         u[:] = 0.0
-        u.reshape(3, -1)[:, rows] = (gradient @ turn / -metric.valid_points).T
+        u.reshape(3, -1)[:, rows] = (gradient @ turn).T
         penalty, slope = freeform.smoothness(coefficients, config.diffusion, config.bending_mm2)
         return value + penalty, (freeform.transpose(u, bases) + slope).ravel()
 

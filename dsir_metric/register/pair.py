@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.metric.compiled import parallel
+from dsir_metric.metric.information import MutualInformation
 from dsir_metric.register.linear import as_affine
 from dsir_metric.represent.representation import Representation
 
-__all__ = ["Level", "aligned", "may_halve", "pyramid"]
+__all__ = ["Level", "aligned", "information", "may_halve", "pyramid"]
 
 _COARSEST_MM = 5.0
 _LEAST_TO_HALVE = 24  # voxels
@@ -33,6 +34,8 @@ class Level:
     moving_mask : sitk.Image or None
     after : sitk.Transform or None
         Applied after whatever is being sought, on the way into the moving image.
+    scans : tuple of Representation, optional
+        The scans themselves on the grids of `fixed` and `moving`: one channel, intensities in [0, 1].
     """
 
     fixed: Representation
@@ -40,6 +43,7 @@ class Level:
     fixed_mask: sitk.Image
     moving_mask: sitk.Image | None = None
     after: sitk.Transform | None = None
+    scans: tuple[Representation, Representation] | None = None
 
     @property
     def spacing_mm(self) -> float:
@@ -50,7 +54,8 @@ class Level:
         """The level of twice the voxel size."""
         fixed, moving = _halved(self.fixed), _halved(self.moving)
         mask = sitk.Resample(self.fixed_mask, fixed.grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        return replace(self, fixed=fixed, moving=moving, fixed_mask=mask)
+        scans = None if self.scans is None else (_halved(self.scans[0]), _halved(self.scans[1]))
+        return replace(self, fixed=fixed, moving=moving, fixed_mask=mask, scans=scans)
 
     def metric(self, most_points: int | None = None, seed: int = 0) -> CosineMetric:
         """The metric of this level on its masked voxels, or on a random sample of about `most_points` of them."""
@@ -82,6 +87,20 @@ def may_halve(fixed: Grid, moving: Grid) -> bool:
     return max(fixed.spacing_mm) < _COARSEST_MM and min(*fixed.size, *moving.size) >= _LEAST_TO_HALVE
 
 
+def information(level: Level, rows: NDArray[np.intp]) -> MutualInformation | None:
+    """Mutual information of the scans at the fixed voxels `rows`; None where the level has no scans."""
+    if level.scans is None:
+        return None
+    fixed, moving = level.scans
+    return MutualInformation(
+        fixed.values.ravel()[rows],
+        moving.values[..., 0],
+        moving.grid,
+        moving_mask=level.moving_mask,
+        moving_initial=level.after,
+    )
+
+
 def aligned(level: Level, linear: NDArray[np.float64]) -> Level:
     """The level with the moving side brought onto the fixed grid by `linear` (4, 4) and `after`, resampled once.
 
@@ -93,7 +112,10 @@ def aligned(level: Level, linear: NDArray[np.float64]) -> Level:
     inside = level.moving.grid.image() + 1 if level.moving_mask is None else level.moving_mask
     reached = sitk.Resample(inside, level.fixed_mask, transform, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
     mask = sitk.Cast(sitk.And(level.fixed_mask != 0, reached != 0), sitk.sitkUInt8)
-    return Level(level.fixed, moving, mask)
+    scans = None
+    if level.scans is not None:
+        scans = (level.scans[0], level.scans[1].resampled(level.fixed.grid, transform, extend=True))
+    return Level(level.fixed, moving, mask, scans=scans)
 
 
 def _halved(image: Representation) -> Representation:

@@ -29,6 +29,7 @@ from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
 from dsir_metric.represent import Representation, Representer, represent_pair
 from dsir_metric.represent.foreground import foreground
+from dsir_metric.represent.pair import resampled_scan
 
 __all__ = ["register"]
 
@@ -218,10 +219,22 @@ def _prepare(
     if moving_mask is not None:
         moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
     mask = _body(fixed, fixed_mask, pair[0].grid)
-    levels = pyramid(Level(*pair, mask, moving_mask, start.after))
+    scans = _scans(fixed, moving, pair, config) if config.looks_at_scans else None
+    levels = pyramid(Level(*pair, mask, moving_mask, start.after, scans))
     linear_level = next((lv for lv in reversed(levels) if lv.spacing_mm >= _LINEAR_MM), levels[0])
     body = _body(moving, moving_mask, pair[1].grid)
-    return Problem(levels, linear_level, body, middle(mask), config, (fixed, moving))
+    return Problem(levels, linear_level, body, middle(mask), config)
+
+
+def _scans(
+    fixed: sitk.Image, moving: sitk.Image, pair: tuple[Representation, Representation], config: RegisterConfig
+) -> tuple[Representation, Representation]:
+    """The scans on the grids of their representations, intensities in [0, 1]."""
+    rules = (config.fixed_intensity, config.moving_intensity)
+    first, second = (
+        resampled_scan(image, side.grid, rule) for image, side, rule in zip((fixed, moving), pair, rules, strict=True)
+    )
+    return first, second
 
 
 def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Clock) -> tuple[State, StageReport]:

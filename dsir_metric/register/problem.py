@@ -32,8 +32,6 @@ class Problem:
     pivot_mm : ndarray, shape (3,)
         Centroid of the foreground of the fixed image, where rotations turn.
     config : RegisterConfig
-    images : tuple of sitk.Image, optional
-        The fixed and the moving scan, for metrics that look at intensities.
     """
 
     levels: list[Level]
@@ -41,7 +39,6 @@ class Problem:
     moving_body: sitk.Image
     pivot_mm: Array
     config: RegisterConfig
-    images: tuple[sitk.Image, sitk.Image] | None = None
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,10 @@ class State:
         return _composite(self.after, as_affine(self.linear, centre_mm), self.displacement)
 
     def inverse_transform(self, centre_mm: Points) -> sitk.CompositeTransform | None:
-        """Moving to fixed points, or None where the inverse of a part is not known."""
-        linear = as_affine(self.linear, centre_mm).GetInverse()
-        if self.after is not None or (self.displacement is not None and self.inverse is None):
+        """Moving to fixed points, where the displacement came with an inverse; else None."""
+        if self.after is not None or self.inverse is None:
             return None
-        return _composite(self.inverse, linear)
+        return _composite(self.inverse, as_affine(self.linear, centre_mm).GetInverse())
 
 
 def _composite(*parts: sitk.Transform | None) -> sitk.CompositeTransform:

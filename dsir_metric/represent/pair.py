@@ -10,11 +10,12 @@ from scipy import ndimage
 from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
+from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
-__all__ = ["MOST_VOXELS", "represent_pair", "resampled", "working_grids"]
+__all__ = ["MOST_VOXELS", "represent_pair", "resampled", "resampled_scan", "working_grids"]
 
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
@@ -132,6 +133,13 @@ def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
 def _represent(image: sitk.Image, grid: Grid, representer: Representer, intensity: str) -> Representation:
     rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
     return representer(resampled(image, grid), rule)
+
+
+def resampled_scan(image: sitk.Image, grid: Grid, intensity: str = "auto") -> Representation:
+    """A scan on `grid` under an intensity rule, in [0, 1]: a representation of one channel that is the scan itself."""
+    rule = resolve_intensity(sitk.GetArrayViewFromImage(image), intensity)
+    values = rule.apply(sitk.GetArrayFromImage(resampled(image, grid)))
+    return Representation(values[..., None], grid)
 
 
 def resampled(image: sitk.Image, grid: Grid) -> sitk.Image:

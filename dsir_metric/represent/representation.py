@@ -93,4 +93,5 @@ class Representation:
         resample.SetTransform(transform or sitk.Transform(3, sitk.sitkIdentity))
         resample.SetInterpolator(sitk.sitkLinear)
         resample.SetUseNearestNeighborExtrapolator(extend)
-        return Representation(sitk.GetArrayFromImage(resample.Execute(self.to_sitk())), grid, self.provenance)
+        values = sitk.GetArrayFromImage(resample.Execute(self.to_sitk())).reshape(*grid.shape, self.channels)
+        return Representation(values, grid, self.provenance)

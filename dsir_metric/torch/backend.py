@@ -14,8 +14,7 @@ from dsir_metric.errors import MissingDependencyError, RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.pair import Level, aligned
 from dsir_metric.register.problem import Deformation, Problem, Report
-from dsir_metric.represent import resolve_intensity
-from dsir_metric.represent.pair import resampled
+from dsir_metric.represent import Representation
 from dsir_metric.torch.convex import ConvexConfig, coupled_convex
 from dsir_metric.torch.instance import optimise
 from dsir_metric.torch.mind import mind_ssc
@@ -77,8 +76,8 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
     Where a transform that is not linear comes after, both are applied to the moving features, once.
     """
     level = problem.levels[-1]
-    if problem.config.instance.metric != "dns":
-        level = _with_features(level, problem)
+    if problem.config.instance.metric == "mind":
+        level = _with_mind(level)
     if level.after is not None:
         level, linear = aligned(level, linear), np.eye(4)
     half = device.type == "cuda" and problem.config.instance.metric == "dns"
@@ -93,22 +92,17 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
         level.moving.grid,
         None if mask_image is None else _mask(mask_image, device),
         None if mask_image is None else Grid.of(mask_image),
+        level.scans and (_image(level.scans[0], device), _image(level.scans[1], device)),
     )
     return volumes, linear
 
 
-def _with_features(level: Level, problem: Problem) -> Level:
-    """The level with the intensities of the scans, or their MIND-SSC, in place of the representations."""
-    if problem.images is None:
-        raise RegistrationError("the metrics mind and nmi look at the scans; none came with the representations")
-    metric, config = problem.config.instance.metric, problem.config
-    rules = (config.fixed_intensity, config.moving_intensity)
+def _with_mind(level: Level) -> Level:
+    """The level with MIND-SSC of the scans in place of the representations."""
     sides = []
-    for image, rule, old in zip(problem.images, rules, (level.fixed, level.moving), strict=True):
-        window = resolve_intensity(sitk.GetArrayViewFromImage(image), rule)
-        values = window.apply(sitk.GetArrayFromImage(resampled(image, old.grid)))[None, None]
-        features = mind_ssc(torch.from_numpy(values)) if metric == "mind" else torch.from_numpy(values)
-        sides.append(replace(old, values=features[0].movedim(0, -1).contiguous().numpy()))
+    for scan in level.scans or ():
+        features = mind_ssc(torch.from_numpy(scan.values)[None, None, ..., 0])
+        sides.append(replace(scan, values=features[0].movedim(0, -1).contiguous().numpy()))
     return replace(level, fixed=sides[0], moving=sides[1])
 
 
@@ -145,6 +139,10 @@ def _convex_config(spacing_mm: float, metric: str) -> ConvexConfig:
 
 def _channels_first(values: Tensor) -> Tensor:
     return values.float().movedim(-1, 0)[None]
+
+
+def _image(scan: Representation, device: torch.device) -> Tensor:
+    return torch.from_numpy(scan.values).to(device)
 
 
 def _mask(image: sitk.Image, device: torch.device) -> Tensor:

@@ -12,13 +12,14 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from torch import Tensor
 
+from dsir_metric.errors import DataError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig, InstanceConfig
 from dsir_metric.register.deformable import unfold
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import may_halve
 from dsir_metric.register.problem import Deformation
-from dsir_metric.torch.objective import COMPARE, WEIGHT, Volumes
+from dsir_metric.torch.objective import COMPARE, WEIGHT, Information, Volumes
 from dsir_metric.torch.parametrisation import BSplineField, DenseField, Field, to_mm
 from dsir_metric.torch.regularity import jacobian_determinant
 from dsir_metric.torch.warp import exponential, sample
@@ -84,6 +85,7 @@ def _bspline(
     coefficients = np.zeros(freeform.shape) if start is None else freeform.approximate(start)
     weights, remarks, count = (config.diffusion, config.bending_mm2), [], len(config.lattice_mm)
     flow = domain
+    information = config.information if instance.metric == "dns" and finest.scans else 0.0
     for k, (volumes, lattice_mm) in enumerate(zip(_pyramid(finest, count), config.lattice_mm, strict=True)):
         finer = FreeForm(domain, lattice_mm)
         coefficients, freeform = freeform.refine(coefficients, finer), finer
@@ -91,7 +93,7 @@ def _bspline(
         points = _Points(volumes, linear, flow if instance.velocity else None)
         field = BSplineField(freeform, points.grid, weights, device)
         report = _level_report(on_iteration, k, count, config.iterations[k])
-        loss = _Loss(points, field, instance, report)
+        loss = _Loss(points, field, instance, report, information)
         coefficients = _lbfgs(loss, coefficients, config.iterations[k], device)
         if not instance.velocity:
             coefficients, rounds = _unfolded(freeform, coefficients, finest.fixed_grid, config, device)
@@ -136,14 +138,17 @@ class _Loss:
     field: Field
     instance: InstanceConfig
     report: Callable[[int, float], None]
+    information: float = 0.0
 
     def __call__(self, coefficients: Tensor) -> Tensor:
         values = self.field.values(coefficients)
         if self.instance.velocity:
             values = exponential(values)
-        weight = self.instance.weight or WEIGHT[self.instance.metric]
-        similarity = self.points.compare(values, self.instance.metric)
-        return weight * similarity + self.field.penalty(coefficients)
+        index, metric = self.points.index(values), self.instance.metric
+        loss = (self.instance.weight or WEIGHT[metric]) * self.points.compare(index, metric)
+        if self.information > 0:
+            loss = loss + self.information * self.points.compare(index, "nmi")
+        return loss + self.field.penalty(coefficients)
 
 
 class _Points:
@@ -168,6 +173,8 @@ class _Points:
         self.grid = grid or cropped
         rows = torch.as_tensor(np.flatnonzero(mask)).to(volumes.fixed.device)
         self._fixed = volumes.fixed.reshape(-1, volumes.fixed.shape[-1])[rows].contiguous()
+        scans = volumes.scans
+        self._information = None if scans is None else Information(scans[0].reshape(-1, 1)[rows], scans[1])
         places = fixed.to_physical(np.argwhere(mask)[:, ::-1].astype(float))
         device = volumes.fixed.device
         self._rows = torch.as_tensor(np.flatnonzero(mask[box])).to(device) if grid is None else None
@@ -177,14 +184,22 @@ class _Points:
         axes = np.reshape(self.grid.direction, (3, 3)) * np.asarray(self.grid.spacing_mm)
         self._turn = _tensor((moving.inverse_matrix @ linear[:3, :3] @ axes).T, device)
 
-    def compare(self, values: Tensor, metric: str) -> Tensor:
-        """The metric under a displacement field (1, 3, z, y, x), in voxels of `grid`."""
+    def index(self, values: Tensor) -> Tensor:
+        """Where a displacement field (1, 3, z, y, x), in voxels of `grid`, takes the points: moving index (n, 3)."""
         if self._rows is None:
             moved = sample(values, self._places).flatten(2)[0].T
         else:
             moved = values.flatten(2)[0][:, self._rows].T
-        index = self._start + moved @ self._turn
-        return COMPARE[metric](self._fixed, self._volumes.moving, index, self._volumes.kept(index.detach()))
+        return self._start + moved @ self._turn
+
+    def compare(self, index: Tensor, metric: str) -> Tensor:
+        """The metric at a moving index (n, 3)."""
+        kept = self._volumes.kept(index.detach())
+        if metric != "nmi":
+            return COMPARE[metric](self._fixed, self._volumes.moving, index, kept)
+        if self._information is None:
+            raise DataError("mutual information needs the scans themselves: give them as `Volumes.scans`")
+        return self._information(index, kept)
 
 
 def _lbfgs(loss: _Loss, start: Array, iterations: int, device: torch.device) -> Array:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import Grid
+from dsir_metric.metric.information import MutualInformation
 from dsir_metric.torch.cosine import cosine_at
 from dsir_metric.torch.similarity import nmi
 from dsir_metric.torch.warp import sample
 
-__all__ = ["COMPARE", "WEIGHT", "Volumes"]
+__all__ = ["COMPARE", "WEIGHT", "Information", "Volumes"]
 
+_NOWHERE = torch.tensor(-1e6)  # an index outside any image
 Compare = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -28,7 +32,7 @@ class Volumes:
     Parameters
     ----------
     fixed, moving : Tensor, shape (z, y, x, channels)
-        Descriptors, MIND-SSC or intensities, channels last.
+        Descriptors, channels last.
     mask : Tensor of bool, shape (z, y, x)
         Where in `fixed` the metric counts.
     fixed_grid, moving_grid : Grid
@@ -36,6 +40,8 @@ class Volumes:
         Points outside it do not count.
     moving_mask_grid : Grid, optional
         Of the moving mask, which may differ from `moving_grid`.
+    scans : tuple of Tensor, shapes (z, y, x, 1), optional
+        Intensities in [0, 1] on either grid, for mutual information.
     """
 
     fixed: Tensor
@@ -45,6 +51,7 @@ class Volumes:
     moving_grid: Grid
     moving_mask: Tensor | None = None
     moving_mask_grid: Grid | None = None
+    scans: tuple[Tensor, Tensor] | None = None
 
     @property
     def spacing_mm(self) -> float:
@@ -63,6 +70,7 @@ class Volumes:
             mask=_resized_mask(self.mask, fixed_grid),
             fixed_grid=fixed_grid,
             moving_grid=moving_grid,
+            scans=self.scans and (_resized(self.scans[0], fixed_grid), _resized(self.scans[1], moving_grid)),
         )
 
     def halved(self) -> Volumes:
@@ -74,6 +82,7 @@ class Volumes:
             mask=_halved_mask(self.mask),
             fixed_grid=_halved(self.fixed_grid),
             moving_grid=_halved(self.moving_grid),
+            scans=self.scans and (_pooled(self.scans[0]), _pooled(self.scans[1])),
         )
 
     def kept(self, index: Tensor) -> Tensor | None:
@@ -103,13 +112,51 @@ def _squared(fixed: Tensor, moving: Tensor, index: Tensor, kept: Tensor | None) 
     return (squares * valid).sum() / valid.sum()
 
 
-def _nmi(fixed: Tensor, moving: Tensor, index: Tensor, kept: Tensor | None) -> Tensor:
-    """Negated normalised mutual information of intensities in [0, 1]."""
-    valid = _valid(_inside(moving, index), kept)
-    return nmi(_as_volume(fixed), _as_volume(_at(moving, index)), _as_volume(valid[:, None]))
+class _Compiled(torch.autograd.Function):
+    """Mutual information by the compiled kernel, value and derivative in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, metric: MutualInformation) -> Tensor:
+        value, gradient = metric.at_points(index.detach().double().numpy())
+        ctx.save_for_backward(torch.from_numpy(gradient).to(index.dtype))
+        return index.new_tensor(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer * gradient, None
 
 
-COMPARE: dict[str, Compare] = {"dns": _cosine, "mind": _squared, "nmi": _nmi}
+class Information:
+    """Negated normalised mutual information of the scans, compiled on the CPU, torch elsewhere.
+
+    Parameters
+    ----------
+    fixed : Tensor, shape (n, 1)
+    moving : Tensor, shape (z, y, x, 1)
+        Intensities in [0, 1].
+    """
+
+    def __init__(self, fixed: Tensor, moving: Tensor) -> None:
+        self._fixed, self._moving = fixed, moving
+        self._compiled: MutualInformation | None = None
+        if fixed.device.type == "cpu":
+            z, y, x, _ = moving.shape
+            voxels = Grid((x, y, z), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+            self._compiled = MutualInformation(fixed[:, 0].numpy(), moving[..., 0].numpy(), voxels)
+
+    def __call__(self, index: Tensor, kept: Tensor | None) -> Tensor:
+        """The metric at indices (n, 3), x, y, z, of which some may be left out."""
+        valid = _valid(_inside(self._moving, index), kept)
+        if self._compiled is None:
+            moved = _as_volume(_at(self._moving, index))
+            return nmi(_as_volume(self._fixed), moved, _as_volume(valid[:, None]))
+        value: Tensor = _Compiled.apply(index.where(valid[:, None], _NOWHERE), self._compiled)  # type: ignore[no-untyped-call]
+        return value
+
+
+COMPARE: dict[str, Compare] = {"dns": _cosine, "mind": _squared}
 # Factors under which one smoothness suits all, found on pairs of their own (benchmarks/tuning.json).
 WEIGHT = {"dns": 1.0, "mind": 8.0, "nmi": 4.0}
 

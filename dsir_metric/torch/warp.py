@@ -65,7 +65,7 @@ def exponential(velocity: Tensor, squarings: int = 7) -> Tensor:
     ----------
     Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    displacement = velocity / 2**squarings
+    displacement: Tensor = velocity / 2**squarings
     for _ in range(squarings):
         displacement = compose(displacement, displacement)
     return displacement
