@@ -1,4 +1,7 @@
-"""What can do the deformable stage; a backend is one module with a function `deform` and one line here."""
+"""What can do the deformable stage; a backend is one line here and one module with a function `deform`.
+
+Where more than a package can be missing, the module has a function `check` as well, called before the long part.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dsir_metric.bridges.registry import ENGINES
 from dsir_metric.packages import Package
 
 if TYPE_CHECKING:
+    from dsir_metric.register.config import RegisterConfig
     from dsir_metric.register.problem import Deform
 
 __all__ = ["BACKENDS", "Backend"]
@@ -35,10 +39,13 @@ class Backend:
     module: str
     package: Package | None = None
 
-    def check(self) -> None:
-        """See that it can be used here; raises what `Package.check` raises."""
+    def check(self, config: RegisterConfig) -> None:
+        """See that it can be used here with these settings; raises what `Package.check` and the module's own raise."""
         if self.package is not None:
             self.package.check()
+        own = getattr(importlib.import_module(self.module), "check", None)
+        if own is not None:
+            own(config)
 
     @property
     def deform(self) -> Deform:

@@ -270,10 +270,13 @@ class RegisterConfig:
             raise ConfigError(f"backend {self.backend!r} is unknown; there are {', '.join(BACKENDS)}")
         if self.backend != "torch" and self.instance != InstanceConfig():
             raise ConfigError(
-                f"settings of instance optimisation came with the backend {self.backend!r}; only torch has them"
+                f"settings of instance optimisation came with the backend {self.backend!r}; only torch has them "
+                "(--backend torch)"
             )
         if self.backend != "lapirn" and self.lapirn != LapirnConfig():
-            raise ConfigError(f"settings of lapirn came with the backend {self.backend!r}; choose the backend lapirn")
+            raise ConfigError(
+                f"settings of lapirn came with the backend {self.backend!r}; choose it (--backend lapirn)"
+            )
         wrong = [s for s in self.stages if s not in STAGES]
         if wrong or not self.stages:
             raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")

@@ -85,7 +85,7 @@ def register(
         If the images do not overlap and the stages cannot bring them together.
     """
     config = config or RegisterConfig()
-    BACKENDS[config.backend].check()
+    BACKENDS[config.backend].check(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     with _threads(config.threads):
         return _register(

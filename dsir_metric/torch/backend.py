@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsir_metric.errors import MissingDependencyError, RegistrationError
 from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level, aligned
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation
@@ -22,7 +23,7 @@ from dsir_metric.torch.objective import Volumes
 from dsir_metric.torch.parametrisation import to_mm
 from dsir_metric.torch.warp import sample
 
-__all__ = ["choose_device", "deform"]
+__all__ = ["check", "choose_device", "deform"]
 
 Array = NDArray[np.float64]
 _CONVEX_MM = 1.5  # the discrete search takes the finest level whose voxels are no smaller
@@ -50,6 +51,11 @@ def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
         raise RegistrationError(_short_of_memory(problem, device)) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def check(config: RegisterConfig) -> None:
+    """See that the device is there; see `choose_device`."""
+    choose_device(config.device)
 
 
 def choose_device(name: str) -> torch.device:
