@@ -261,7 +261,7 @@ class RegisterConfig:
     @property
     def looks_at_scans(self) -> bool:
         """Whether the deformable stage looks at intensities, beside the representations or instead of them."""
-        ours = self.backend in ("sitk", "torch", "lapirn")
+        ours = self.backend in ("sitk", "torch") or self.lapirn.refine_iterations > 0
         asked = self.deformable.information > 0 or self.instance.metric != "dns"
         return "deformable" in self.stages and ours and asked
 
