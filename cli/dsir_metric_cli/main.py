@@ -25,6 +25,7 @@ _COMMANDS = {
         "models": "List, show and check models",
         "train": "Fine-tune a model on a folder of scans, or train one from a recipe",
         "export": "Turn a checkpoint into a model file",
+        "train-registration": "Train a registration network on representations",
     },
 }
 _HELP = """Register medical images of different modalities by a learned similarity.
@@ -54,13 +55,13 @@ class _App(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"dsir_metric_cli.{name}").command
+        command: click.Command = importlib.import_module(f"dsir_metric_cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in _COMMANDS.items():
             with formatter.section(title):
-                formatter.write_dl(list(section.items()), col_max=12)
+                formatter.write_dl(list(section.items()), col_max=20)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

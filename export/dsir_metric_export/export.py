@@ -23,7 +23,7 @@ from dsir_metric.represent.weights import weights_hash
 from dsir_metric_export.halves import INPUTS, OUTPUTS, Halves
 from dsir_metric_export.parity import measure_parity
 
-__all__ = ["export_model", "export_network", "reference"]
+__all__ = ["export_model", "export_network", "reference", "save", "to_onnx"]
 
 OPSET = 18
 
@@ -72,10 +72,10 @@ def export_network(
     model = _to_onnx(halves)
     temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
     try:
-        _save(model, temporary)
+        save(model, temporary)
         metadata = _card(halves, name or out.stem, recipe or {}, data, temporary).to_metadata()
         onnx.helper.set_model_props(model, metadata)
-        _save(model, temporary)
+        save(model, temporary)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,17 +83,39 @@ def export_network(
 
 
 def _to_onnx(halves: Halves) -> onnx.ModelProto:
-    free = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
     example = (torch.rand(1, 1, 24, 32, 40), torch.rand(1, halves.network.config.features, 17, 19, 21))
+    return to_onnx(halves, example, INPUTS, OUTPUTS, OPSET)
+
+
+def to_onnx(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    opset: int,
+    multiple: int = 1,
+) -> onnx.ModelProto:
+    """Graph of a module that takes volumes (1, channels, z, y, x).
+
+    Their sizes may be any, or, with a `multiple`, any multiples of it, the same ones for all volumes.
+
+    Raises
+    ------
+    ModelFileError
+        If torch makes none.
+    """
+    free = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
+    if multiple > 1:
+        free = {axis: multiple * torch.export.Dim(name, min=1) for axis, name in zip((2, 3, 4), "zyx", strict=True)}
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
-            halves,
+            module,
             example,
             dynamo=True,
-            opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_shapes=(free, free),
+            opset_version=opset,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=(free,) * len(example),
             verbose=False,
         )
     if program is None:
@@ -124,7 +146,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model file; DataError if that fails."""
     try:
         onnx.save(model, path)
     except OSError as error:

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dsir_metric.config import from_dict, to_dict
 from dsir_metric.errors import ConfigError, DataError, ModelFileError
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
 
-__all__ = ["check_resumable", "load_network", "read_checkpoint"]
+__all__ = [
+    "check_resumable",
+    "load_network",
+    "network_weights",
+    "read_checkpoint",
+    "read_content",
+    "refuse_other_recipe",
+]
 
 _PREFIX = "network."
 
@@ -35,23 +43,34 @@ def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
     ModelFileError
         If it is damaged or not one of this training.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric train`") from error
-    except Exception as error:  # whatever unpickling damaged bytes raises
-        raise ModelFileError(f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric train`") from error
+    content = read_content(path, "train")
     try:
         settings = content["hyper_parameters"]
         network = MasrNet(from_dict(ModelConfig, settings["model"]))
-        weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(content))
         if not {"recipe", "data"} <= set(settings):
             raise KeyError("recipe and data are absent")
     except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error
     return network.eval(), content
+
+
+def read_content(path: str | Path, command: str) -> Any:
+    """What a checkpoint holds, on the CPU; raises as `read_checkpoint`, and names the `command` that makes such."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric {command}`") from error
+    except Exception as error:  # whatever unpickling damaged bytes raises
+        raise ModelFileError(
+            f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric {command}`"
+        ) from error
+
+
+def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State of the network in what a checkpoint holds."""
+    return {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
 
 
 def load_network(checkpoint: str | Path) -> MasrNet:
@@ -76,6 +95,11 @@ def check_resumable(path: Path, recipe: Recipe) -> None:
     before = from_dict(Recipe, read_checkpoint(path)[1]["hyper_parameters"]["recipe"])
     if not recipe.optimisation.decay:
         before = replace(before, optimisation=replace(before.optimisation, steps=recipe.optimisation.steps))
+    refuse_other_recipe(path, before, recipe)
+
+
+def refuse_other_recipe(path: Path, before: object, recipe: object) -> None:
+    """ConfigError unless two recipes, dataclasses of one kind, are the same; it says in what they differ."""
     if before != recipe:
         changes = "; ".join(_changes(to_dict(before), to_dict(recipe)))
         raise ConfigError(

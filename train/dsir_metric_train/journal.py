@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
@@ -16,22 +17,22 @@ from dsir_metric_train.loader import Loader
 
 __all__ = ["Journal", "WholeFiles"]
 
-FIELDS = ("step", "loss", "retrieval", "pairs_per_second", "waited_s", "unusable")
-
 
 class Journal(lightning.Callback):
     """Writes `metrics.csv`; a resumed run keeps the lines up to where it goes on.
 
-    A line has the steps done, the mean loss (nats) and retrieval (share of points whose true match is the nearest) of
-    its chunk, pairs of views a second, seconds the steps waited for them, and how many files could not be used so far.
+    A line has the steps done, what the training logs (means over the chunk) and pairs a second; where a `Loader` draws
+    them, the seconds the steps waited for it and how many files could not be used so far.
 
     Parameters
     ----------
     path : Path
+    figures : sequence of str
+        What the training logs.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, figures: Sequence[str]) -> None:
+        self.path, self.figures = path, figures
         self.rows: list[dict[str, Any]] = []
         self._step, self._begin, self._waited = 0, 0.0, 0.0
 
@@ -45,22 +46,23 @@ class Journal(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Add the line of a chunk."""
-        loader, now = cast(Loader, trainer.train_dataloader), time.perf_counter()
-        self.rows.append(
-            {
-                "step": trainer.global_step,
-                "loss": float(trainer.callback_metrics["loss"]),
-                "retrieval": float(trainer.callback_metrics["retrieval"]),
-                "pairs_per_second": round((trainer.global_step - self._step) / (now - self._begin), 3),
-                "waited_s": round(loader.waited_s - self._waited, 3),
-                "unusable": len(loader.unusable),
-            }
-        )
-        self._step, self._begin, self._waited = trainer.global_step, now, loader.waited_s
+        now = time.perf_counter()
+        rate = round((trainer.global_step - self._step) / (now - self._begin), 3)
+        row: dict[str, Any] = {"step": trainer.global_step}
+        row |= {name: float(trainer.callback_metrics[name]) for name in self.figures}
+        row |= {"pairs_per_second": rate, **self._of_loader(trainer.train_dataloader)}
+        self.rows.append(row)
+        self._step, self._begin = trainer.global_step, now
         with atomic(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, FIELDS, extrasaction="ignore", restval="")
+            table = csv.DictWriter(file, list(row), extrasaction="ignore", restval="")
             table.writeheader()
             table.writerows(self.rows)
+
+    def _of_loader(self, loader: object) -> dict[str, Any]:
+        if not isinstance(loader, Loader):
+            return {}
+        waited, self._waited = loader.waited_s - self._waited, loader.waited_s
+        return {"waited_s": round(waited, 3), "unusable": len(loader.unusable)}
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -9,25 +9,23 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dsir_metric.config import load_toml, to_dict
-from dsir_metric.errors import ConfigError, DataError
+from dsir_metric.errors import ConfigError
 from dsir_metric.io import prepare_folder
 from dsir_metric_train.checkpoint import check_resumable
-from dsir_metric_train.journal import Journal, WholeFiles
+from dsir_metric_train.journal import Journal
 from dsir_metric_train.loader import Loader, Pair, ViewPairs
 from dsir_metric_train.loss import contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
+from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, run
 
 __all__ = ["CHECKPOINT", "Contrast", "train"]
 
-CHECKPOINT = "last.ckpt"
 
-
-class Contrast(lightning.LightningModule):
+class Contrast(Chunked):
     """MASR-Net under the contrastive loss.
 
     Parameters
@@ -38,6 +36,8 @@ class Contrast(lightning.LightningModule):
     network : MasrNet, optional
         Where to begin; random weights by default.
     """
+
+    network: MasrNet
 
     def __init__(self, recipe: Recipe, root: Path, network: MasrNet | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Contrast(lightning.LightningModule):
         first, second = (descriptors_at(d, p) for d, p in zip(descriptors, points, strict=True))
         loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)
         if not torch.isfinite(loss):
-            raise _diverged(f"the loss is {loss.item()}", self.global_step)
+            raise diverged(f"the loss is {loss.item()}", self.global_step)
         with torch.no_grad():
             hits = ((first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)).float().mean()
         self.log_dict({"loss": loss, "retrieval": hits}, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
@@ -76,21 +76,15 @@ class Contrast(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse broken weights; add the files of the recipe, but for those that could not be used."""
-        if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
-            raise _diverged("weights are no numbers", self.global_step)
+        super().on_save_checkpoint(checkpoint)
         used = [entry for entry in self.files if str(self.root / entry["file"]) not in self.unusable]
         checkpoint["hyper_parameters"]["data"] = used
         checkpoint["unusable"] = self.unusable
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the files that could not be used, and begin a whole chunk."""
+        super().on_load_checkpoint(checkpoint)
         self.unusable.update(checkpoint.get("unusable", {}))
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        batches.update(dict.fromkeys(batches, 0))  # else Lightning counts those of the chunk before to the next one
-
-
-def _diverged(what: str, step: int) -> DataError:
-    return DataError(f"{what} at step {step}; the last good checkpoint stays; lower the learning rate")
 
 
 class _Pairs(lightning.LightningDataModule):
@@ -170,35 +164,21 @@ def train(
         raise ConfigError(f"{recipe_path}: begins with the weights {recipe.base[:12]}; give the model that has them")
     if network is not None and network.config != recipe.model:
         raise ConfigError(f"{recipe_path}: [model] is not that of the given weights; write {network.config.to_dict()}")
-    previous = out / CHECKPOINT
     if resume:
-        check_resumable(previous, recipe)
-    for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
-        stale.unlink()
+        check_resumable(out / CHECKPOINT, recipe)
     root = Path(data_root) if data_root else Path(recipe_path).parent
     settings = recipe.optimisation
     lightning.seed_everything(settings.seed, verbose=False)
     module = Contrast(recipe, root, network)
     pairs = _Pairs(recipe, root, workers, module.unusable)
-    saver = ModelCheckpoint(out, filename="last", save_top_k=1, enable_version_counter=False, every_n_epochs=1)
-    trainer = lightning.Trainer(
-        max_steps=settings.steps,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        callbacks=[Journal(out / "log" / "metrics.csv"), saver],
-        plugins=[WholeFiles()],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    journal = Journal(out / "log" / "metrics.csv", ("loss", "retrieval"))
     try:
-        trainer.fit(module, datamodule=pairs, ckpt_path=previous if resume and previous.exists() else None)
+        checkpoint = run(module, pairs, out, steps=settings.steps, journal=journal, resume=resume, progress=progress)
     finally:
         pairs.close()
     if module.unusable:
         warnings.warn(_told(module.unusable), RuntimeWarning, stacklevel=2)
-    return previous
+    return checkpoint
 
 
 def _told(unusable: dict[str, str]) -> str:

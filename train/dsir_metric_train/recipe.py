@@ -25,7 +25,7 @@ from dsir_metric_train.views import (
 )
 from dsir_metric_train.views.cache import Cache
 
-__all__ = ["DataSource", "Optimisation", "Recipe"]
+__all__ = ["DataSource", "Optimisation", "Recipe", "listed"]
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,13 @@ class Recipe:
     def manifest(self, root: Path) -> list[dict[str, str]]:
         """One line a file for the model card: what was read, whence, under which licence."""
         lines = []
-        for source in self.sources:
-            files = find_images(root, source.files) if source.files else []
-            names = [f.relative_to(root).as_posix() for f in files] or [f"synthetic {source.kind}"]
-            lines += [{"file": n, "source": source.origin, "licence": source.licence} for n in names]
+        for s in self.sources:
+            made = [{"file": f"synthetic {s.kind}", "source": s.origin, "licence": s.licence}]
+            lines += listed(root, s.files, s.origin, s.licence) if s.files else made
         return lines
+
+
+def listed(root: Path, files: Sequence[str], origin: str, licence: str) -> list[dict[str, str]]:
+    """The files below `root` that match the patterns `files`, for a card."""
+    names = [file.relative_to(root).as_posix() for file in find_images(root, files)]
+    return [{"file": name, "source": origin, "licence": licence} for name in names]

@@ -1,0 +1,232 @@
+"""Deformable stage by a registration network: one pass in ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric.config import from_dict
+from dsir_metric.errors import ConfigError, ModelFileError
+from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.register.config import RegisterConfig
+from dsir_metric.register.deformable import fit_freeform
+from dsir_metric.register.linear import as_affine
+from dsir_metric.register.pair import Level
+from dsir_metric.register.problem import Deformation, Problem, Report
+from dsir_metric.represent import Representation
+from dsir_metric.represent.runtime import open_session
+
+__all__ = ["FORMAT", "RegistrationCard", "check", "deform", "near", "network_path", "on_grid"]
+
+FORMAT = 1
+_FOLDER = Path(__file__).parent.parent / "models" / "registration"
+
+
+@dataclass(frozen=True)
+class RegistrationCard:
+    """What a registration network says about itself (ONNX `metadata_props`, one JSON value a field).
+
+    Its graph takes `fixed` and `moving`, (1, channels, z, y, x), unit vectors, and gives `displacement` and, where it
+    is a diffeomorphism, `inverse`, (1, 3, z, y, x), components x, y, z, in voxels.
+
+    Parameters
+    ----------
+    format : int
+        Version of this layout.
+    kind : str
+        "registration".
+    name, network, loss : str
+        Its name, its architecture, and what it was trained to minimise.
+    channels : int
+        Of either input.
+    spacing_mm : float
+        Edge of the voxels it was trained at.
+    multiple : int
+        What sizes must be multiples of.
+    diffeomorphic : bool
+        Whether it integrates a velocity.
+    representation : str
+        SHA-256 of the weights of the model that made the representations it was trained on.
+    steps : int
+        Optimiser steps.
+    seconds : float
+        Time they took.
+    recipe : mapping
+        All settings of the training.
+    data : tuple of mapping
+        What it was trained on: "file", "source", "licence".
+    validation : mapping
+        Figures of the last validation.
+    parity : mapping
+        Largest difference of torch and ONNX Runtime at export, in voxels, by size "z x y x x".
+    versions : mapping
+        Of torch and onnx at export.
+    """
+
+    format: int
+    kind: str
+    name: str
+    network: str
+    loss: str
+    channels: int
+    spacing_mm: float
+    multiple: int
+    diffeomorphic: bool
+    representation: str
+    steps: int
+    seconds: float
+    recipe: Mapping[str, object]
+    data: tuple[Mapping[str, str], ...]
+    validation: Mapping[str, float]
+    parity: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT or self.kind != "registration":
+            raise ConfigError(f"kind {self.kind!r}, format {self.format}; registration, {FORMAT}, is expected")
+        if min(self.channels, self.multiple) < 1 or not 0 < self.spacing_mm < np.inf:
+            raise ConfigError(
+                f"{self.channels} channels, {self.spacing_mm} mm, multiple {self.multiple}; all are positive"
+            )
+
+    def to_metadata(self) -> dict[str, str]:
+        """Text for every field, as ONNX keeps it."""
+        return {name: json.dumps(value, sort_keys=True) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> RegistrationCard:
+        """The inverse of `to_metadata`; `path` is named in errors.
+
+        Raises
+        ------
+        ModelFileError
+            If it is none of a registration network.
+        """
+        try:
+            return from_dict(cls, {name: json.loads(value) for name, value in metadata.items()})
+        except (ConfigError, ValueError) as error:
+            raise ModelFileError(
+                f"{path}: is no registration network ({error}); make one with `dsir-metric train-registration`"
+            ) from error
+
+
+def network_path(network: str | Path) -> Path:
+    """File of a registration network: a name in the package's `models/registration` folder, or a file.
+
+    Raises
+    ------
+    ModelFileError
+        If it is neither.
+    """
+    shipped = {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
+    if str(network) in shipped:
+        return shipped[str(network)]
+    if not Path(network).is_file():
+        known = (
+            f"one of the names {', '.join(shipped)}" if shipped else "make one with `dsir-metric train-registration`"
+        )
+        raise ModelFileError(f"there is no registration network {str(network)!r}; give an .onnx file or {known}")
+    return Path(network)
+
+
+def check(config: RegisterConfig) -> None:
+    """See that there is such a network; see `network_path`."""
+    network_path(config.lapirn.model)
+
+
+def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Deformation:
+    """Displacement u such that x -> linear(x + u(x)) aligns the pair, as a registration network has it.
+
+    Both representations are brought to the network's voxel size along the fixed axes, the moving one through `linear`.
+
+    Parameters
+    ----------
+    problem : Problem
+        `problem.config.lapirn.model` names the network.
+    linear : ndarray, shape (4, 4)
+        Fixed to moving, LPS mm, kept as it is.
+    report : callable
+        Receives how far it has come.
+
+    Returns
+    -------
+    Deformation
+        A displacement field on the network's grid, and its inverse where the network integrates a velocity.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such network, or it was trained on other representations than these.
+    """
+    path = network_path(problem.config.lapirn.model)
+    session = open_session(path, problem.config.device, problem.config.threads)
+    card = RegistrationCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    level = near(problem.levels, card.spacing_mm)
+    _check(card, level, path)
+    grid = level.fixed.grid.resampled(card.spacing_mm).padded(1)  # around the box: the field is the identity outside
+    parts = [level.after, as_affine(linear, level.fixed.grid.centre_mm)]
+    through = sitk.CompositeTransform([part for part in parts if part is not None])
+    given = {"fixed": on_grid(level.fixed, grid), "moving": on_grid(level.moving, grid, through)}
+    report(0.2, float(-np.mean(np.sum(given["fixed"].values * given["moving"].values, axis=-1))))
+    answer = _run(session, given, card.multiple, path)
+    fields = [_in_mm(field, grid) for field in answer]
+    remark = f"{card.name}: {card.network} under {card.loss}, {card.steps} steps in {card.seconds / 60:.0f} minutes"
+    if problem.config.lapirn.refine_iterations > 0:
+        return _refined(problem, linear, report, fields[0], remark)
+    forward, *backward = [field.to_transform() for field in fields]
+    return Deformation(forward, remark, backward[0] if backward else None)
+
+
+def _refined(
+    problem: Problem, linear: NDArray[np.float64], report: Report, start: DisplacementField, remark: str
+) -> Deformation:
+    """The network's displacement, gone on from by the finest lattice of the free-form deformation."""
+    config = problem.config.deformable
+    finest = replace(config, lattice_mm=config.lattice_mm[-1:], iterations=(problem.config.lapirn.refine_iterations,))
+    found = fit_freeform(problem.levels, linear, finest, report, start)
+    return replace(found, remark="; ".join(part for part in (f"{remark}, refined", found.remark) if part))
+
+
+def near(levels: list[Level], spacing_mm: float) -> Level:
+    """The coarsest level whose voxels are not larger than `spacing_mm`; the finest if all are larger."""
+    return next((level for level in levels if level.spacing_mm <= 1.01 * spacing_mm), levels[-1])
+
+
+def on_grid(representation: Representation, grid: Grid, transform: sitk.Transform | None = None) -> Representation:
+    """Descriptors of unit length on `grid`, edge values outside; `transform` maps its points to those of them."""
+    out = representation.resampled(grid, transform, extend=True)
+    lengths = np.linalg.norm(out.values, axis=-1, keepdims=True)
+    return replace(out, values=out.values / np.maximum(lengths, 1e-6))
+
+
+def _check(card: RegistrationCard, level: Level, path: Path) -> None:
+    for name, side in (("fixed", level.fixed), ("moving", level.moving)):
+        came = str(side.provenance.get("model_hash", "unknown"))
+        if came != card.representation or side.channels != card.channels:
+            raise ModelFileError(
+                f"{path}: was trained on representations of the model {card.representation[:12]}; the {name} one is of "
+                f"{came[:12]}: give that model (--model), or train a network for this one"
+            )
+
+
+def _run(session: Any, given: Mapping[str, Representation], multiple: int, path: Path) -> list[NDArray[np.float32]]:
+    """Displacements (3, z, y, x) in voxels; volumes are padded to multiples, edge values repeated."""
+    z, y, x = given["fixed"].grid.shape
+    more = [(0, 0), *((0, -n % multiple) for n in (z, y, x))]
+    volumes = {name: np.pad(np.moveaxis(r.values, -1, 0), more, mode="edge")[None] for name, r in given.items()}
+    answer: list[NDArray[np.float32]] = [field[0, :, :z, :y, :x] for field in session.run(None, volumes)]
+    if not all(np.isfinite(field).all() for field in answer):
+        raise ModelFileError(f"{path}: gave displacements that are not finite; train the network again")
+    return answer
+
+
+def _in_mm(field: NDArray[np.float32], grid: Grid) -> DisplacementField:
+    """Displacements (3, z, y, x) in voxels as a field in mm."""
+    return DisplacementField(np.moveaxis(field, 0, -1).astype(float) @ grid.matrix.T, grid)
