@@ -168,10 +168,11 @@ def test_a_velocity_gives_a_diffeomorphism_with_its_inverse(parametrisation: str
     assert error_mm(found.transform) < 1.2
     assert DisplacementField.from_transform(found.transform, GRID).jacobian_statistics()["folded_percent"] == 0
     assert found.inverse is not None
-    there = places(found.transform)[3:-3, 3:-3, 3:-3].reshape(-1, 3)
+    there = places(found.transform).reshape(-1, 3)
     back = np.array([found.inverse.TransformPoint(p) for p in there.tolist()])
-    off = np.linalg.norm(back - GRID.points_mm()[3:-3, 3:-3, 3:-3].reshape(-1, 3), axis=1)
-    assert off.mean() < 0.1 * GRID.spacing_mm[0]
+    off = np.linalg.norm(back - GRID.points_mm().reshape(-1, 3), axis=1)
+    assert off.mean() < 0.02 * GRID.spacing_mm[0]
+    assert off.max() < 0.5 * GRID.spacing_mm[0]
 
 
 def test_the_papers_settings_align_a_pair() -> None:

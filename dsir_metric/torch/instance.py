@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from dsir_metric.errors import DataError
 from dsir_metric.geometry import DisplacementField, Grid
@@ -28,6 +29,7 @@ __all__ = ["optimise"]
 
 Array = NDArray[np.float64]
 Report = Callable[[float, float], None]
+_WIDEST = 24  # voxels around the box of a diffeomorphism, at most
 
 
 def optimise(
@@ -265,6 +267,9 @@ def _unfolded(
 
 
 def _diffeomorphism(velocity: Tensor, grid: Grid) -> Deformation:
+    """The flow of a velocity and its inverse, on a grid so wide that no voxel leaves it on the way."""
+    margin = min(int(np.ceil(float(velocity.abs().max()))) + 1, _WIDEST)
+    velocity, grid = F.pad(velocity, (margin,) * 6, mode="replicate"), grid.padded(margin)
     forward, backward = (
         DisplacementField(to_mm(exponential(v), grid), grid).to_transform() for v in (velocity, -velocity)
     )
