@@ -40,7 +40,7 @@ class ModelFileError(DsirError):
     """A model file is no ONNX, lacks its card, or the card does not fit the file."""
 
 
-class MissingDependencyError(DsirError):
+class MissingDependencyError(DsirError, ImportError):
     """An optional dependency is absent or installed in a way that cannot work."""
 
 
