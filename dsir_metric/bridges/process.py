@@ -65,8 +65,7 @@ def run_engine(
             raise RegistrationError(f"{name} ended without a transform{_last_words(folder)}") from error
     if not np.all(np.isfinite(field.values)):
         raise RegistrationError(f"{name} gave a deformation that is not finite; use another backend for this pair")
-    wider = np.pad(field.values, ((1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
-    return DisplacementField(wider, field.grid.padded(1))
+    return field.padded(1)
 
 
 def run_commands(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -47,6 +48,18 @@ class DisplacementField:
             transform, sitk.sitkVectorFloat64, grid.size, grid.origin_mm, grid.spacing_mm, grid.direction
         )
         return cls(sitk.GetArrayFromImage(image), grid)
+
+    @classmethod
+    def from_voxels(cls, values: NDArray[np.floating[Any]], grid: Grid) -> DisplacementField:
+        """Displacements (3, z, y, x), components x, y, z, in voxels along the axes of `grid`."""
+        return cls(np.moveaxis(values, 0, -1).astype(np.float64) @ grid.matrix.T, grid)
+
+    def padded(self, margin_vox: int) -> DisplacementField:
+        """The field with `margin_vox` more voxels on each side, edge values repeated."""
+        margin = (margin_vox, margin_vox)
+        return DisplacementField(
+            np.pad(self.values, (margin, margin, margin, (0, 0)), mode="edge"), self.grid.padded(margin_vox)
+        )
 
     def to_transform(self) -> sitk.DisplacementFieldTransform:
         """A transform that interpolates these displacements linearly and is the identity outside the grid."""

@@ -111,6 +111,14 @@ class Grid:
         size = np.maximum(np.rint(self.extent_mm / spacing).astype(int), 1)
         return self._centred(size, spacing)
 
+    def halved(self) -> Grid:
+        """Voxels of twice the size; each centre lies amid 2 x 2 x 2 of these, an odd last layer stands alone."""
+        x, y, z = self.size
+        dx, dy, dz = self.spacing_mm
+        origin = self.to_physical((0.5, 0.5, 0.5)).tolist()
+        size = (-(-x // 2), -(-y // 2), -(-z // 2))
+        return Grid(size, (2 * dx, 2 * dy, 2 * dz), (origin[0], origin[1], origin[2]), self.direction)
+
     def padded(self, margin_vox: int) -> Grid:
         """The grid with `margin_vox` more voxels on each side."""
         return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))

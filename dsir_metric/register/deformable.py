@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.freeform import FreeForm
-from dsir_metric.register.pair import Level, information
+from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
@@ -91,7 +91,7 @@ def _level(
     bases = [basis[cut].astype(np.float32) for basis, cut in zip(freeform.bases(level.fixed.grid), box, strict=True)]
     points = metric.points_mm
     turn = linear[:3, :3]
-    scans = information(level, np.flatnonzero(inside)) if config.information > 0 else None
+    scans = level.information() if config.information > 0 else None
     steps = 0
 
     def loss(flat: Array) -> tuple[float, Array]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.bridges import ENGINES, ChannelPair, channel_pair, run_engine
-from dsir_metric.register.pair import Level, aligned
+from dsir_metric.bridges import ENGINES, channel_pair, run_engine
+from dsir_metric.register.pair import aligned
 from dsir_metric.register.problem import Deformation, Problem, Report
 
 __all__ = ["deform"]
@@ -20,16 +18,10 @@ def deform(problem: Problem, linear: Matrix, report: Report) -> Deformation:
     """See `Deform`; the remark says how much of the cosine the channels kept that the engine was given."""
     config, level = problem.config, problem.levels[-1]
     channels = config.engine.channels or min(ENGINES[config.backend].channels, level.fixed.channels)
-    pair = _channel_pair(aligned(level, linear), channels)
+    level = aligned(level, linear)
+    pair = channel_pair(level.fixed, level.moving.unit(), level.fixed_mask, level.fixed_mask, channels)
     field = run_engine(config.backend, pair, threads=config.threads, timeout_s=config.engine.timeout_s)
     remark = (
         f"{config.backend} on {channels} channels, which keep {100 * pair.kept:.1f} % of the variance of the cosine"
     )
     return Deformation(field.to_transform(), remark)
-
-
-def _channel_pair(level: Level, channels: int) -> ChannelPair:
-    """Unit vectors of an aligned level as few channels."""
-    lengths = np.linalg.norm(level.moving.values, axis=-1, keepdims=True)
-    moving = replace(level.moving, values=level.moving.values / np.maximum(lengths, 1e-6))
-    return channel_pair(level.fixed, moving, level.fixed_mask, level.fixed_mask, channels)

@@ -17,8 +17,7 @@ from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.deformable import fit_freeform
-from dsir_metric.register.linear import as_affine
-from dsir_metric.register.pair import Level
+from dsir_metric.register.pair import Level, through
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation
 from dsir_metric.represent.runtime import open_session
@@ -171,12 +170,10 @@ def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Def
     level = near(problem.levels, card.spacing_mm)
     _check(card, level, path)
     grid = level.fixed.grid.resampled(card.spacing_mm).padded(1)  # around the box: the field is the identity outside
-    parts = [level.after, as_affine(linear, level.fixed.grid.centre_mm)]
-    through = sitk.CompositeTransform([part for part in parts if part is not None])
-    given = {"fixed": on_grid(level.fixed, grid), "moving": on_grid(level.moving, grid, through)}
+    given = {"fixed": on_grid(level.fixed, grid), "moving": on_grid(level.moving, grid, through(level, linear))}
     report(0.2, float(-np.mean(np.sum(given["fixed"].values * given["moving"].values, axis=-1))))
     answer = _run(session, given, card.multiple, path)
-    fields = [_in_mm(field, grid) for field in answer]
+    fields = [DisplacementField.from_voxels(field, grid) for field in answer]
     remark = f"{card.name}: {card.network} under {card.loss}, {card.steps} steps in {card.seconds / 60:.0f} minutes"
     if problem.config.lapirn.refine_iterations > 0:
         return _refined(problem, linear, report, fields[0], remark)
@@ -201,9 +198,7 @@ def near(levels: list[Level], spacing_mm: float) -> Level:
 
 def on_grid(representation: Representation, grid: Grid, transform: sitk.Transform | None = None) -> Representation:
     """Descriptors of unit length on `grid`, edge values outside; `transform` maps its points to those of them."""
-    out = representation.resampled(grid, transform, extend=True)
-    lengths = np.linalg.norm(out.values, axis=-1, keepdims=True)
-    return replace(out, values=out.values / np.maximum(lengths, 1e-6))
+    return representation.resampled(grid, transform, extend=True).unit()
 
 
 def _check(card: RegistrationCard, level: Level, path: Path) -> None:
@@ -225,8 +220,3 @@ def _run(session: Any, given: Mapping[str, Representation], multiple: int, path:
     if not all(np.isfinite(field).all() for field in answer):
         raise ModelFileError(f"{path}: gave displacements that are not finite; train the network again")
     return answer
-
-
-def _in_mm(field: NDArray[np.float32], grid: Grid) -> DisplacementField:
-    """Displacements (3, z, y, x) in voxels as a field in mm."""
-    return DisplacementField(np.moveaxis(field, 0, -1).astype(float) @ grid.matrix.T, grid)

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from dsir_metric.errors import RegistrationError
 from dsir_metric.metric import CosineMetric
 
-__all__ = ["affine_matrix", "as_affine", "as_rigid", "fit", "parameter_scales"]
+__all__ = ["affine_matrix", "as_affine", "as_rigid", "composite", "fit", "parameter_scales"]
 
 _REACH_MM = 40.0  # how far any parameter may move the points from the start
 OnIteration = Callable[[float], None]
@@ -26,6 +26,11 @@ def affine_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
     matrix[:3, :3] = np.stack(columns, axis=1)
     matrix[:3, 3] = origin
     return matrix
+
+
+def composite(*parts: sitk.Transform | None) -> sitk.CompositeTransform:
+    """The map of the parts, the last applied first; None is left out."""
+    return sitk.CompositeTransform([part for part in parts if part is not None])
 
 
 def as_affine(matrix: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> sitk.AffineTransform:

@@ -13,10 +13,10 @@ from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.metric.compiled import parallel
 from dsir_metric.metric.information import MutualInformation
-from dsir_metric.register.linear import as_affine
+from dsir_metric.register.linear import as_affine, composite
 from dsir_metric.represent.representation import Representation
 
-__all__ = ["Level", "aligned", "information", "may_halve", "pyramid"]
+__all__ = ["Level", "aligned", "may_halve", "pyramid", "through"]
 
 _COARSEST_MM = 5.0
 _LEAST_TO_HALVE = 24  # voxels
@@ -70,6 +70,19 @@ class Level:
             moving_initial=self.after,
         )
 
+    def information(self) -> MutualInformation | None:
+        """Mutual information of the scans on the masked voxels; None where there are no scans."""
+        if self.scans is None:
+            return None
+        fixed, moving = self.scans
+        return MutualInformation(
+            fixed.values[sitk.GetArrayViewFromImage(self.fixed_mask) != 0, 0],
+            moving.values[..., 0],
+            moving.grid,
+            moving_mask=self.moving_mask,
+            moving_initial=self.after,
+        )
+
 
 def pyramid(finest: Level) -> list[Level]:
     """Levels from coarse to fine, each of half the voxel size, down to `finest`.
@@ -87,18 +100,9 @@ def may_halve(fixed: Grid, moving: Grid) -> bool:
     return max(fixed.spacing_mm) < _COARSEST_MM and min(*fixed.size, *moving.size) >= _LEAST_TO_HALVE
 
 
-def information(level: Level, rows: NDArray[np.intp]) -> MutualInformation | None:
-    """Mutual information of the scans at the fixed voxels `rows`; None where the level has no scans."""
-    if level.scans is None:
-        return None
-    fixed, moving = level.scans
-    return MutualInformation(
-        fixed.values.ravel()[rows],
-        moving.values[..., 0],
-        moving.grid,
-        moving_mask=level.moving_mask,
-        moving_initial=level.after,
-    )
+def through(level: Level, linear: NDArray[np.float64]) -> sitk.CompositeTransform:
+    """Fixed to moving points: `linear` (4, 4), LPS mm, then `after`."""
+    return composite(level.after, as_affine(linear, level.fixed.grid.centre_mm))
 
 
 def aligned(level: Level, linear: NDArray[np.float64]) -> Level:
@@ -106,8 +110,7 @@ def aligned(level: Level, linear: NDArray[np.float64]) -> Level:
 
     Vectors are no longer of unit length. What maps outside the moving image, or its mask, is left out of the mask.
     """
-    parts = [level.after, as_affine(linear, level.fixed.grid.centre_mm)]
-    transform = sitk.CompositeTransform([p for p in parts if p is not None])
+    transform = through(level, linear)
     moving = level.moving.resampled(level.fixed.grid, transform, extend=True)
     inside = level.moving.grid.image() + 1 if level.moving_mask is None else level.moving_mask
     reached = sitk.Resample(inside, level.fixed_mask, transform, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
@@ -123,12 +126,7 @@ def _halved(image: Representation) -> Representation:
     z, y, x, channels = image.values.shape
     values = np.empty((-(-z // 2), -(-y // 2), -(-x // 2), channels), np.float32)
     _average(np.ascontiguousarray(image.values, np.float32), values)
-    grid = image.grid
-    size = (values.shape[2], values.shape[1], values.shape[0])
-    spacing = tuple(2 * s for s in grid.spacing_mm)
-    origin = grid.to_physical((0.5, 0.5, 0.5))
-    halved = Grid(size, (spacing[0], spacing[1], spacing[2]), tuple(origin.tolist()), grid.direction)
-    return Representation(values, halved, image.provenance)
+    return Representation(values, image.grid.halved(), image.provenance)
 
 
 @parallel

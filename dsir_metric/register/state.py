@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.metric.transforms import point_map
-from dsir_metric.register.linear import as_affine
+from dsir_metric.register.linear import as_affine, composite
 
 __all__ = ["State", "mapped"]
 
@@ -49,14 +49,10 @@ class State:
 
     def transform(self, centre_mm: Points) -> sitk.CompositeTransform:
         """The whole map as an ITK composite, whose parts apply last to first; the affine turns about `centre_mm`."""
-        return _composite(self.after, as_affine(self.linear, centre_mm), self.displacement)
+        return composite(self.after, as_affine(self.linear, centre_mm), self.displacement)
 
     def inverse_transform(self, centre_mm: Points) -> sitk.CompositeTransform | None:
         """Moving to fixed points, where the displacement came with an inverse; else None."""
         if self.after is not None or self.inverse is None:
             return None
-        return _composite(self.inverse, as_affine(self.linear, centre_mm).GetInverse())
-
-
-def _composite(*parts: sitk.Transform | None) -> sitk.CompositeTransform:
-    return sitk.CompositeTransform([p for p in parts if p is not None])
+        return composite(self.inverse, as_affine(self.linear, centre_mm).GetInverse())

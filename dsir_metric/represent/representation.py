@@ -77,6 +77,11 @@ class Representation:
                 out = ndimage.gaussian_filter1d(out, sigma, axis=axis, mode="nearest", truncate=3.0)
         return Representation(np.ascontiguousarray(out, np.float32), self.grid, self.provenance)
 
+    def unit(self) -> Representation:
+        """The same directions, vectors of length 1; those that vanish stay as they are."""
+        lengths = np.linalg.norm(self.values, axis=-1, keepdims=True)
+        return Representation(self.values / np.maximum(lengths, 1e-6), self.grid, self.provenance)
+
     def resampled(self, grid: Grid, transform: sitk.Transform | None = None, *, extend: bool = False) -> Representation:
         """Trilinear values on another grid, whose vectors are no longer of unit length.
 

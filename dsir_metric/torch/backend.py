@@ -127,7 +127,7 @@ def _convex(volumes: Volumes, linear: Array, metric: str) -> DisplacementField:
         inside &= kept.view(inside.shape)
     config = _convex_config(grid.spacing_mm[0], metric)
     found = coupled_convex(_channels_first(volumes.fixed), there, volumes.mask[None, None], config, inside)
-    return DisplacementField(to_mm(found, grid), grid)
+    return to_mm(found, grid)
 
 
 def _convex_config(spacing_mm: float, metric: str) -> ConvexConfig:

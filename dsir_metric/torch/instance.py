@@ -129,7 +129,7 @@ def _dense(
     values = field.values(coefficients)  # type: ignore[arg-type]
     if instance.velocity:
         return _diffeomorphism(values, field.grid)
-    return Deformation(_wider(to_mm(values, field.grid), field.grid).to_transform())
+    return Deformation(to_mm(values, field.grid).padded(1).to_transform())  # as wide as the scan's box
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,10 @@ class _Loss:
         if self.instance.velocity:
             values = exponential(values)
         index, metric = self.points.index(values), self.instance.metric
-        loss = (self.instance.weight or WEIGHT[metric]) * self.points.compare(index, metric)
+        kept = self.points.kept(index)
+        loss = (self.instance.weight or WEIGHT[metric]) * self.points.compare(index, kept, metric)
         if self.information > 0:
-            loss = loss + self.information * self.points.compare(index, "nmi")
+            loss = loss + self.information * self.points.compare(index, kept, "nmi")
         return loss + self.field.penalty(coefficients)
 
 
@@ -183,8 +184,7 @@ class _Points:
         self._places = _tensor(self.grid.to_index(places), device).T[None, :, None, None]
         moving = volumes.moving_grid
         self._start = _tensor(moving.to_index(places @ linear[:3, :3].T + linear[:3, 3]), device)
-        axes = np.reshape(self.grid.direction, (3, 3)) * np.asarray(self.grid.spacing_mm)
-        self._turn = _tensor((moving.inverse_matrix @ linear[:3, :3] @ axes).T, device)
+        self._turn = _tensor((moving.inverse_matrix @ linear[:3, :3] @ self.grid.matrix).T, device)
 
     def index(self, values: Tensor) -> Tensor:
         """Where a displacement field (1, 3, z, y, x), in voxels of `grid`, takes the points: moving index (n, 3)."""
@@ -194,9 +194,12 @@ class _Points:
             moved = values.flatten(2)[0][:, self._rows].T
         return self._start + moved @ self._turn
 
-    def compare(self, index: Tensor, metric: str) -> Tensor:
-        """The metric at a moving index (n, 3)."""
-        kept = self._volumes.kept(index.detach())
+    def kept(self, index: Tensor) -> Tensor | None:
+        """Which of the points lie in the moving mask, if there is one."""
+        return self._volumes.kept(index.detach())
+
+    def compare(self, index: Tensor, kept: Tensor | None, metric: str) -> Tensor:
+        """The metric at a moving index (n, 3), of which only those `kept` count."""
         if metric != "nmi":
             return COMPARE[metric](self._fixed, self._volumes.moving, index, kept)
         if self._information is None:
@@ -270,9 +273,7 @@ def _diffeomorphism(velocity: Tensor, grid: Grid) -> Deformation:
     """The flow of a velocity and its inverse, on a grid so wide that no voxel leaves it on the way."""
     margin = min(int(np.ceil(float(velocity.abs().max()))) + 1, _WIDEST)
     velocity, grid = F.pad(velocity, (margin,) * 6, mode="replicate"), grid.padded(margin)
-    forward, backward = (
-        DisplacementField(to_mm(exponential(v), grid), grid).to_transform() for v in (velocity, -velocity)
-    )
+    forward, backward = (to_mm(exponential(v), grid).to_transform() for v in (velocity, -velocity))
     return Deformation(forward, inverse=backward)
 
 
@@ -280,13 +281,8 @@ def _first(field: DenseField, start: DisplacementField | None, device: torch.dev
     """Coefficients to begin with."""
     if start is None:
         return torch.zeros(field.shape, device=device)
-    along = start.values @ np.reshape(start.grid.direction, (3, 3)) / np.asarray(start.grid.spacing_mm)
+    along = start.values @ start.grid.inverse_matrix.T
     return field.coefficients(_tensor(along, device).movedim(-1, 0)[None])
-
-
-def _wider(values: Array, grid: Grid) -> DisplacementField:
-    """One voxel more on every side, as the box of the working grid may be a little smaller than the scan's."""
-    return DisplacementField(np.pad(values, ((1, 1), (1, 1), (1, 1), (0, 0)), mode="edge"), grid.padded(1))
 
 
 def _cropped(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:

@@ -19,7 +19,16 @@ __all__ = [
 ]
 
 
-class DNSCosineLoss(nn.Module):
+class _Loss(nn.Module):
+    """A module that shows its settings when it is printed."""
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        own = ((name, value) for name, value in vars(self).items() if name[0] != "_" and name != "training")
+        return ", ".join(f"{name}={value}" for name, value in own)
+
+
+class DNSCosineLoss(_Loss):
     """`dns_cosine` of descriptors (batch, channels, z, y, x)."""
 
     def forward(self, fixed: Tensor, moved: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -27,7 +36,7 @@ class DNSCosineLoss(nn.Module):
         return dns_cosine(fixed, moved, mask)
 
 
-class NMILoss(nn.Module):
+class NMILoss(_Loss):
     """`nmi` of images (batch, 1, z, y, x).
 
     Parameters
@@ -48,12 +57,8 @@ class NMILoss(nn.Module):
         """Negated normalised mutual information, in [-2, -1]."""
         return nmi(fixed, moved, mask, self.bins, self.sigma_bins, self.range_)
 
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"bins={self.bins}, sigma_bins={self.sigma_bins}, range_={self.range_}"
 
-
-class MINDSSCLoss(nn.Module):
+class MINDSSCLoss(_Loss):
     """`mind_ssc_loss` of images (batch, 1, z, y, x).
 
     Parameters
@@ -70,12 +75,8 @@ class MINDSSCLoss(nn.Module):
         """Mean squared difference of the descriptors, in [0, 1]."""
         return mind_ssc_loss(fixed, moved, mask, self.radius, self.dilation)
 
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"radius={self.radius}, dilation={self.dilation}"
 
-
-class LocalNCCLoss(nn.Module):
+class LocalNCCLoss(_Loss):
     """`local_ncc` of images (batch, 1, z, y, x).
 
     Parameters
@@ -92,12 +93,8 @@ class LocalNCCLoss(nn.Module):
         """Negated mean squared local correlation, in [-1, 0]."""
         return local_ncc(fixed, moved, mask, self.window_vox)
 
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"window_vox={self.window_vox}"
 
-
-class DiffusionLoss(nn.Module):
+class DiffusionLoss(_Loss):
     """`diffusion` of a displacement (batch, 3, z, y, x) in voxels.
 
     Parameters
@@ -114,12 +111,8 @@ class DiffusionLoss(nn.Module):
         """Mean squared norm of the gradient, without a unit."""
         return diffusion(displacement, self.spacing_mm)
 
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"spacing_mm={self.spacing_mm}"
 
-
-class BendingLoss(nn.Module):
+class BendingLoss(_Loss):
     """`bending` of a displacement (batch, 3, z, y, x) in voxels.
 
     Parameters
@@ -136,12 +129,8 @@ class BendingLoss(nn.Module):
         """Mean squared norm of the second derivatives, per mm^2 or voxel^2."""
         return bending(displacement, self.spacing_mm)
 
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"spacing_mm={self.spacing_mm}"
 
-
-class FoldLoss(nn.Module):
+class FoldLoss(_Loss):
     """`fold_penalty` of a displacement (batch, 3, z, y, x) in voxels.
 
     Parameters
@@ -157,7 +146,3 @@ class FoldLoss(nn.Module):
     def forward(self, displacement: Tensor) -> Tensor:
         """Mean of what the determinant lacks."""
         return fold_penalty(displacement, self.smallest)
-
-    def extra_repr(self) -> str:
-        """What a printed module shows."""
-        return f"smallest={self.smallest}"

@@ -21,7 +21,7 @@ from dsir_metric.torch.warp import sample
 
 __all__ = ["COMPARE", "WEIGHT", "Information", "Volumes"]
 
-_NOWHERE = torch.tensor(-1e6)  # an index outside any image
+_NOWHERE = -1e6  # an index outside any image
 Compare = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -80,8 +80,8 @@ class Volumes:
             fixed=_pooled(self.fixed),
             moving=_pooled(self.moving),
             mask=_halved_mask(self.mask),
-            fixed_grid=_halved(self.fixed_grid),
-            moving_grid=_halved(self.moving_grid),
+            fixed_grid=self.fixed_grid.halved(),
+            moving_grid=self.moving_grid.halved(),
             scans=self.scans and (_pooled(self.scans[0]), _pooled(self.scans[1])),
         )
 
@@ -152,13 +152,14 @@ class Information:
         if self._compiled is None:
             moved = _as_volume(_at(self._moving, index))
             return nmi(_as_volume(self._fixed), moved, _as_volume(valid[:, None]))
-        value: Tensor = _Compiled.apply(index.where(valid[:, None], _NOWHERE), self._compiled)  # type: ignore[no-untyped-call]
+        counted = torch.where(valid[:, None], index, _NOWHERE)
+        value: Tensor = _Compiled.apply(counted, self._compiled)  # type: ignore[no-untyped-call]
         return value
 
 
 COMPARE: dict[str, Compare] = {"dns": _cosine, "mind": _squared}
-# Factors under which one smoothness suits all, found on pairs of their own (benchmarks/tuning.json).
-WEIGHT = {"dns": 1.0, "mind": 8.0, "nmi": 4.0}
+# Factors under which one smoothness suits all: the best of powers of two on the tuning pairs of docs/benchmarks.md.
+WEIGHT = {"dns": 1.0, "mind": 4.0, "nmi": 2.0}
 
 
 def _valid(inside: Tensor, kept: Tensor | None) -> Tensor:
@@ -192,13 +193,6 @@ def _scaled(grid: Grid, share: float) -> Grid:
     return grid.resampled((float(edges[0]), float(edges[1]), float(edges[2])))
 
 
-def _halved(grid: Grid) -> Grid:
-    size = (-(-grid.size[0] // 2), -(-grid.size[1] // 2), -(-grid.size[2] // 2))
-    spacing = (2 * grid.spacing_mm[0], 2 * grid.spacing_mm[1], 2 * grid.spacing_mm[2])
-    x, y, z = grid.to_physical((0.5, 0.5, 0.5)).tolist()
-    return Grid(size, spacing, (x, y, z), grid.direction)
-
-
 def _resized(values: Tensor, grid: Grid) -> Tensor:
     channels_first = values.movedim(-1, 0)[None]
     out = F.interpolate(channels_first, size=grid.shape, mode="trilinear", align_corners=False)
@@ -216,6 +210,10 @@ def _halved_mask(mask: Tensor) -> Tensor:
 
 
 def _pooled(values: Tensor) -> Tensor:
-    odd = [n % 2 for n in values.shape[:3]]
-    padded = F.pad(values.movedim(-1, 0)[None], (0, odd[2], 0, odd[1], 0, odd[0]), mode="replicate")
-    return F.avg_pool3d(padded, 2)[0].movedim(0, -1).contiguous()
+    """Means of 2 x 2 x 2 voxels, channels last; axis by axis, so that nothing of full size is copied."""
+    for axis in range(3):
+        pairs = values.shape[axis] // 2
+        even, odd = values.narrow(axis, 0, 2 * pairs), values.narrow(axis, 2 * pairs, values.shape[axis] % 2)
+        means = even.reshape(*even.shape[:axis], pairs, 2, *even.shape[axis + 1 :]).mean(axis + 1)
+        values = torch.cat([means, odd], dim=axis)
+    return values

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dsir_metric.geometry import Grid
+from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.torch.regularity import diffusion
 from dsir_metric.torch.warp import resize
@@ -53,7 +53,7 @@ class BSplineField:
         self.grid, self.shape = grid, freeform.shape
         self._bases = [_tensor(b, device) for b in freeform.bases(grid)]
         self._terms = [(w, [_tensor(g, device) for g in grams]) for w, grams in freeform.quadratic_terms(*weights)]
-        self._to_voxels = _tensor(np.diag(1 / np.asarray(grid.spacing_mm)) @ _axes(grid).T, device)
+        self._to_voxels = _tensor(grid.inverse_matrix, device)
 
     def values(self, coefficients: Tensor) -> Tensor:
         """See `Field`."""
@@ -99,15 +99,9 @@ class DenseField:
         return F.interpolate(coarse, size=self.grid.shape, mode="trilinear", align_corners=False)
 
 
-def to_mm(values: Tensor, grid: Grid) -> NDArray[np.float64]:
-    """A field in voxels along the axes of `grid`, (1, 3, z, y, x), as an array (z, y, x, 3), LPS mm."""
-    along = values[0].movedim(0, -1).detach().cpu().numpy().astype(np.float64)
-    out: NDArray[np.float64] = along @ (_axes(grid) * np.asarray(grid.spacing_mm)).T
-    return out
-
-
-def _axes(grid: Grid) -> NDArray[np.float64]:
-    return np.reshape(np.asarray(grid.direction, float), (3, 3))
+def to_mm(values: Tensor, grid: Grid) -> DisplacementField:
+    """A field in voxels along the axes of `grid`, (1, 3, z, y, x), in LPS mm."""
+    return DisplacementField.from_voxels(values[0].detach().cpu().numpy(), grid)
 
 
 def _tensor(array: NDArray[np.float64], device: torch.device) -> Tensor:
