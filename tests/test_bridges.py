@@ -28,7 +28,7 @@ from dsir_metric.represent import Representation
 GRID = Grid(
     (14, 12, 10), (3.0, 3.0, 3.0), (-20.0, 5.0, 7.0), sitk.Euler3DTransform([0, 0, 0], 0.2, -0.1, 0.3).GetMatrix()
 )
-PACKAGES = {"greedy": "picsl_greedy"}
+PACKAGES = {"elastix": "itk.itkElastixRegistrationMethodPython", "ants": "ants", "greedy": "picsl_greedy"}
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -215,7 +215,7 @@ def test_the_files_for_a_program_register_with_it(
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "o" / "register.sh").read_text().splitlines()
     assert lines[0] == "#!/bin/sh"
-    assert "4 channels keep" in lines[1]
+    assert "on 4 channels, which keep" in lines[1]
     assert str(files[1]) in lines[-1]
     pytest.importorskip(PACKAGES[name])
     process.run_commands(name, [shlex.split(line) for line in lines[4:-1]], tmp_path / "o", 1, 300)
@@ -225,7 +225,7 @@ def test_a_pair_is_asked_for_with_a_program_only(files: list[Path], tmp_path: Pa
     for arguments, message in (
         ([files[0], "--for", "greedy"], "--for needs two scans"),
         (files, "go with --for only"),
-        ([*files, "--for", "flirt"], "engine 'flirt' is unknown; there are greedy"),
+        ([*files, "--for", "flirt"], "engine 'flirt' is unknown; there are elastix, ants, greedy"),
     ):
         result = call("represent", *arguments, "-o", tmp_path / "o.nrrd")
         assert result.exit_code == 2
@@ -235,7 +235,7 @@ def test_a_pair_is_asked_for_with_a_program_only(files: list[Path], tmp_path: Pa
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip(PACKAGES[name])
-    script = EXAMPLES / f"{name}.py"
+    script = EXAMPLES / "engines" / f"{name}.py"
     assert len(script.read_text().splitlines()) < 60
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ _IN_TABLES = {
     "init": ("instance", "init"),
     "velocity": ("instance", "velocity"),
     "refine_io": ("lapirn", "refine_iterations"),
+    "channels": ("engine", "channels"),
 }
 
 
@@ -74,6 +75,7 @@ class Job:
 @click.option("--init", metavar="NAME", help="Of the backend torch: zero, or convex for a discrete search first.")
 @click.option("--velocity", is_flag=True, default=None, help="Of the backend torch: a diffeomorphism.")
 @click.option("--refine-io", type=int, metavar="N", help="Of the backend lapirn: iterations after the network.")
+@click.option("--channels", type=int, metavar="N", help="Of the engines elastix, ants, greedy: fewer are faster.")
 @model_options
 @click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
 @click.option("--config", metavar="NAME|FILE", help="TOML file with finer settings, or `paper`; options go before.")

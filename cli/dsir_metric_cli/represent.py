@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from dsir_metric import io
-from dsir_metric.bridges import channel_pair, engine, write_files
+from dsir_metric.bridges import ENGINES, channel_pair, engine, write_files
 from dsir_metric.errors import ConfigError
 from dsir_metric.represent import Representation, Representer, represent_pair
 from dsir_metric.represent.foreground import foreground
@@ -29,7 +29,7 @@ _IMAGES = (".nrrd", ".mha", ".nii", ".nii.gz")
 )
 @click.option("--intensity", default="auto", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH.")
 @click.option("--tile", type=int, metavar="VOXELS", help="Edge of a tile; less needs less memory.  [default: chosen]")
-@click.option("--for", "program", metavar="NAME", help="Write a pair for another program: greedy.")
+@click.option("--for", "program", metavar="NAME", help=f"Write a pair for another program: {', '.join(ENGINES)}.")
 @click.option("--channels", type=int, metavar="N", help="With --for: how many channels.  [default: the program's]")
 @click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="With --for: voxel size.  [default: chosen]")
 @model_options

@@ -42,8 +42,7 @@ def write_files(name: str, pair: ChannelPair, folder: str | Path, fixed: Path, m
     folder = io.prepare_folder(folder)
     commands = list(bridge.write(pair, folder, linear=True))
     commands.append(bridge.apply(str(moving.absolute()), str(fixed.absolute())))
-    kept = f"{pair.fixed.channels} channels keep {100 * pair.kept:.1f} % of the variance of the cosine"
-    lines = ["#!/bin/sh", f"# {name}, by the DNS cosine: {kept}.", "set -e", 'cd "$(dirname "$0")"']
+    lines = ["#!/bin/sh", f"# {name}, by the DNS cosine on {pair.text}.", "set -e", 'cd "$(dirname "$0")"']
     script = folder / "register.sh"
     with io.atomic(script) as temporary:
         temporary.write_text("\n".join([*lines, *map(shlex.join, commands)]) + "\n")

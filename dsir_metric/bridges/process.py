@@ -108,7 +108,8 @@ def _signal_name(number: int) -> str:
 
 
 def _last_words(folder: Path) -> str:
-    """The last line the engine printed, as an ending of a message."""
+    """The description of an ITK exception, or else the last line the engine printed, as an ending of a message."""
     lines = (folder / _LOG).read_text(errors="replace").split("\n")
     said = [" ".join(line.split()) for line in lines if line.strip()]
-    return f": {said[-1][:200]}" if said else ""
+    described = [line for line in said if line.startswith("Description: ")]
+    return f": {[*said, *described][-1].removeprefix('Description: ')[:200]}" if said else ""

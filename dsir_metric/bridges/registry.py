@@ -66,7 +66,12 @@ class Engine(Package):
         return cast(Bridge, importlib.import_module(f"dsir_metric.bridges.{self.name}"))
 
 
-ENGINES = {e.name: e for e in (Engine("greedy", "picsl-greedy", "1.4", 24),)}
+_ALL = (
+    Engine("elastix", "itk-elastix", "0.23", 8),
+    Engine("ants", "antspyx", "0.5", 8),
+    Engine("greedy", "picsl-greedy", "1.4", 24),
+)
+ENGINES = {e.name: e for e in _ALL}
 
 
 def engine(name: str) -> Engine:

@@ -21,7 +21,4 @@ def deform(problem: Problem, linear: Matrix, report: Report) -> Deformation:
     level = aligned(level, linear)
     pair = channel_pair(level.fixed, level.moving.unit(), level.fixed_mask, level.fixed_mask, channels)
     field = run_engine(config.backend, pair, threads=config.threads, timeout_s=config.engine.timeout_s)
-    remark = (
-        f"{config.backend} on {channels} channels, which keep {100 * pair.kept:.1f} % of the variance of the cosine"
-    )
-    return Deformation(field.to_transform(), remark)
+    return Deformation(field.to_transform(), f"{config.backend} on {pair.text}")
