@@ -14,7 +14,7 @@ from dsir_metric.phantom import make_pair
 PACKAGES = {
     "ants": "ants",
     "greedy": "picsl_greedy",
-}  # elastix' own four levels want a larger head than a test has time for
+}  # elastix' own levels want a larger head
 JUDGE = """
 from dsir_metric.phantom import make_pair
 PAIR = make_pair(48, 4.0, ("t1", "t1"), amplitude_mm=3.0)

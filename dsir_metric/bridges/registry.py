@@ -67,8 +67,8 @@ class Engine(Package):
 
 
 _ALL = (
-    Engine("elastix", "itk-elastix", "0.23", 8),
-    Engine("ants", "antspyx", "0.5", 8),
+    Engine("elastix", "itk-elastix", "0.23", 6),
+    Engine("ants", "antspyx", "0.5", 6),
     Engine("greedy", "picsl-greedy", "1.4", 24),
 )
 ENGINES = {e.name: e for e in _ALL}
