@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import SimpleITK as sitk
 
-from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair
+from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair, require_one_dimension
 from dsir_metric.sitk.events import Command, Commands
 from dsir_metric.sitk.levels import whole_level
 from dsir_metric.sitk.recorder import RecordingMethod
@@ -85,7 +85,7 @@ class ImageRegistrationMethod(RecordingMethod):
         Parameters
         ----------
         fixed, moving : sitk.Image or Representation
-            Scalar 3-D images of any pixel type, or with the DNS cosine metric, two representations.
+            Scalar 3-D or 2-D images of any pixel type, or with the DNS cosine metric, two representations.
 
         Returns
         -------
@@ -106,6 +106,7 @@ class ImageRegistrationMethod(RecordingMethod):
             return super().Execute(fixed, moving)
         settings = self._settings
         _, after, _ = ingredients(settings)  # what is missing is missed before images are represented
+        require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, choice)
         run = Run(
             settings,
@@ -144,10 +145,12 @@ class ImageRegistrationMethod(RecordingMethod):
         choice, settings = self._settings.metric, self._settings
         if choice is None:
             return float(super().MetricEvaluate(fixed, moving))
+        require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, choice)
         maps = [t for t in (settings.moving_initial, settings.initial) if t is not None]
         metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), None)
-        return float(metric.value(sitk.CompositeTransform(maps) if maps else sitk.Transform(3, sitk.sitkIdentity)))
+        identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
+        return float(metric.value(sitk.CompositeTransform(maps) if maps else identity))
 
     def _compare(self, fixed: Picture, moving: Picture, choice: DNSCosine) -> ComparedPair:
         return compared_pair(fixed, moving, choice)

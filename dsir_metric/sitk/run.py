@@ -31,15 +31,13 @@ def ingredients(settings: Settings) -> tuple[Any, Any, Optimizer]:
     Raises
     ------
     RegistrationError
-        If there is no initial transform, it is not 3-D, or there is no optimiser.
+        If there is no initial transform or no optimiser.
     ConfigError
         If a setting of the optimiser is out of range.
     """
     initial = settings.initial
     if initial is None:
         raise RegistrationError("there is no initial transform: call SetInitialTransform first")
-    if initial.GetDimension() != 3:
-        raise RegistrationError(f"the initial transform is {initial.GetDimension()}-D: a 3-D transform is expected")
     after = [] if settings.moving_initial is None else [settings.moving_initial]
     if initial.GetTransformEnum() == sitk.sitkComposite:
         composite = sitk.CompositeTransform(initial)
@@ -156,10 +154,11 @@ def _take_centre(transform: Any, moving_initial: Any) -> None:
         composite = sitk.CompositeTransform(moving_initial)
         composite.FlattenTransform()
         parts = [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms())]
-    centres = [part.GetFixedParameters()[:3] for part in parts if _has_centre(part)]
+    axes = transform.GetDimension()
+    centres = [part.GetFixedParameters()[:axes] for part in parts if _has_centre(part)]
     if centres:
         parameters = transform.GetParameters()
-        transform.SetFixedParameters((*centres[-1], *transform.GetFixedParameters()[3:]))
+        transform.SetFixedParameters((*centres[-1], *transform.GetFixedParameters()[axes:]))
         transform.SetParameters(parameters)
 
 
