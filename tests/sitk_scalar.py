@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +92,7 @@ class ScalarPair:
 
     fixed: sitk.Image
     moving: sitk.Image
+    bounds_steps = False
 
     @property
     def fixed_grid(self) -> Grid:

@@ -149,7 +149,9 @@ def test_representations_become_2d_images_and_back() -> None:
     np.testing.assert_array_equal(back.values, PAIR[0].values)
     halved = PAIR[0].resampled(FIXED.halved())
     assert halved.grid.dimension == 2
-    np.testing.assert_allclose(PAIR[0].smoothed(2.0).values.mean(axis=(0, 1, 2)), PAIR[0].values.mean(axis=(0, 1, 2)), atol=0.02)
+    np.testing.assert_allclose(
+        PAIR[0].smoothed(2.0).values.mean(axis=(0, 1, 2)), PAIR[0].values.mean(axis=(0, 1, 2)), atol=0.02
+    )
 
 
 def test_dimensions_do_not_mix() -> None:

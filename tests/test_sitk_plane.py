@@ -12,7 +12,9 @@ from sitk_scalar import OurLoop, both, identity_field, native, scalar_plane
 
 NEVER, ONCE, EACH = (getattr(sitk.ImageRegistrationMethod, name) for name in ("Never", "Once", "EachIteration"))
 PAIR = FIXED, MOVING = scalar_plane()
-STRAIGHT = scalar_plane((1.0, 0.0, 0.0, 1.0))  # ITK lays the mesh of a level from the first to the last pixel: on turned
+STRAIGHT = scalar_plane(
+    (1.0, 0.0, 0.0, 1.0)
+)  # ITK lays the mesh of a level from the first to the last pixel: on turned
 # axes the last bit decides whether those pixels move
 CENTRE = FIXED.TransformContinuousIndexToPhysicalPoint((19.5, 16.5))
 

@@ -20,7 +20,9 @@ class Mask:
 
     def __init__(self, image: sitk.Image, dimension: int = 3) -> None:
         if image.GetDimension() != dimension:
-            raise ShapeError(f"a {dimension}-D mask is expected, as the images are; a {image.GetDimension()}-D one came")
+            raise ShapeError(
+                f"a {dimension}-D mask is expected, as the images are; a {image.GetDimension()}-D one came"
+            )
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise ShapeError(f"a mask has one number a voxel; {image.GetPixelIDTypeAsString()} came")
         grid = Grid.of(image)

@@ -23,7 +23,9 @@ def foreground(image: sitk.Image, grid: Grid) -> sitk.Image:
         If nothing in the image stands out.
     """
     low = float(sitk.GetArrayViewFromImage(image).min())
-    coarse = sitk.Resample(image, grid.image(), sitk.Transform(grid.dimension, sitk.sitkIdentity), sitk.sitkLinear, low, sitk.sitkFloat32)
+    coarse = sitk.Resample(
+        image, grid.image(), sitk.Transform(grid.dimension, sitk.sitkIdentity), sitk.sitkLinear, low, sitk.sitkFloat32
+    )
     values = sitk.GetArrayFromImage(coarse)
     floor, top = np.percentile(values, (0.5, 99))
     body = ndimage.binary_opening(values > floor + 0.08 * (top - floor))

@@ -107,8 +107,8 @@ class Representer:
         Returns
         -------
         Representation
-            Unit vectors, float32 (z, y, x, channels), same voxels as `image` (z is 1 for a 2-D one). However the header orders the axes, a
-            place in space gets the same descriptor.
+            Unit vectors, float32 (z, y, x, channels), same voxels as `image` (z is 1 for a 2-D one). However the header
+            orders the axes, a place in space gets the same descriptor.
 
         Raises
         ------

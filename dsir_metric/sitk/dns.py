@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import SimpleITK as sitk
 
@@ -39,6 +40,8 @@ class ComparedPair:
         The virtual domain comes from the first, index shifts from the second, as they would for the images.
     foreground : sitk.Image or None
         Mask of the fixed image for when none is set.
+    bounds_steps : bool
+        See `Problem`.
     """
 
     fixed: Representation
@@ -46,6 +49,7 @@ class ComparedPair:
     fixed_grid: Grid
     moving_grid: Grid
     foreground: sitk.Image | None = None
+    bounds_steps: bool = True
 
     def metric(self, settings: Settings, level: Level, moving_initial: sitk.Transform | None) -> CosineMetric:
         """The metric of a level."""
@@ -106,21 +110,16 @@ def require_one_dimension(settings: Settings, fixed: Picture, moving: Picture) -
         If a dimension differs from that of the fixed image, or is neither.
     """
     expected = _dimension(fixed, "fixed")
-    others = {
-        "moving": _dimension(moving, "moving"),
-        **{
-            name: thing.GetDimension()
-            for name, thing in (
-                ("the fixed mask", settings.fixed_mask),
-                ("the moving mask", settings.moving_mask),
-                ("the virtual domain", settings.virtual_domain),
-                ("the initial transform", settings.initial),
-                ("the fixed initial transform", settings.fixed_initial),
-                ("the moving initial transform", settings.moving_initial),
-            )
-            if thing is not None
-        },
+    others = {"moving": _dimension(moving, "moving")}
+    things: dict[str, Any] = {
+        "the fixed mask": settings.fixed_mask,
+        "the moving mask": settings.moving_mask,
+        "the virtual domain": settings.virtual_domain,
+        "the initial transform": settings.initial,
+        "the fixed initial transform": settings.fixed_initial,
+        "the moving initial transform": settings.moving_initial,
     }
+    others |= {name: thing.GetDimension() for name, thing in things.items() if thing is not None}
     for name, dimension in others.items():
         if dimension != expected:
             raise ShapeError(f"fixed is {expected}-D and {name} {dimension}-D: give all in one dimension")
@@ -149,7 +148,7 @@ def _representation_in(picture: Picture, name: str) -> Representation | None:
         return None
     if picture.GetPixelID() not in (sitk.sitkVectorFloat32, sitk.sitkVectorFloat64):
         raise ShapeError(
-            f"{name} has voxels of type {picture.GetPixelIDTypeAsString()}: a scalar image is expected, or one of float "
-            "descriptors; pick a channel with sitk.VectorIndexSelectionCast"
+            f"{name} has voxels of type {picture.GetPixelIDTypeAsString()}: a scalar image is expected, or one of "
+            "float descriptors; pick a channel with sitk.VectorIndexSelectionCast"
         )
     return Representation.from_sitk(picture)

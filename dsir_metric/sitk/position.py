@@ -130,6 +130,11 @@ class FieldPosition(Position):
         self._update_variance, self._total_variance = smoothing_variances(transform)
         self.set_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
 
+    @property
+    def only_update_is_smoothed(self) -> bool:
+        """Whether the field after a step is left as it is."""
+        return self._total_variance <= 0
+
     def set_field(self, image: sitk.Image) -> None:
         """Take the field and its grid from an image with a component for each axis."""
         self.grid = Grid.of(image)
@@ -221,7 +226,7 @@ def smoothing_kernel(variance: float, width: int, maximum_error: float = 0.001) 
 
 
 def smoothed(field: Vector, variance: float) -> Vector:
-    """A field (z, y, x, 3) or (y, x, 2) under a Gaussian, its outer voxels held at zero; `variance` in voxels squared."""
+    """A field (z, y, x, 3) or (y, x, 2) under a Gaussian, its outermost voxels held at 0; variance in voxels^2."""
     if variance <= 0:
         return field
     blurred = field

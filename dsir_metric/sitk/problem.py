@@ -53,6 +53,9 @@ class Problem:
         One for each local parameter, or empty for ones; `prepare` replaces the scales where there is an estimator.
     notify : callable
         Called with an event of the optimiser.
+    bounds_steps : bool
+        Whether no step of a descent may be longer than the longest allowed, not only the first. ITK asks for that of no
+        metric; a cosine of descriptors that is flat far away needs it.
     """
 
     metric: Metric
@@ -61,6 +64,7 @@ class Problem:
     scales: Vector
     weights: Vector
     notify: Callable[[int], None]
+    bounds_steps: bool = False
 
     def prepare(self) -> None:
         """Estimate scales where that was asked for, and check scales and weights.

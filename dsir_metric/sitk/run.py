@@ -59,6 +59,8 @@ class Run:
         Makes the metric of a level.
     commands : Commands
         Called as things happen.
+    bounds_steps : bool
+        See `Problem`.
 
     Attributes
     ----------
@@ -70,7 +72,14 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, fixed: Grid, moving: Grid, metric_of_level: MetricOfLevel, commands: Commands
+        self,
+        settings: Settings,
+        fixed: Grid,
+        moving: Grid,
+        metric_of_level: MetricOfLevel,
+        commands: Commands,
+        *,
+        bounds_steps: bool = False,
     ) -> None:
         initial, self._after, self.optimizer = ingredients(settings)
         self._given = initial
@@ -86,6 +95,7 @@ class Run:
         self._adaptor = LevelAdaptor(self.position, settings.bspline_factors, fixed)
         self._metric_of_level = metric_of_level
         self._commands = commands
+        self._bounds_steps = bounds_steps
         self._aborted = False
 
     def execute(self) -> Any:
@@ -141,6 +151,7 @@ class Run:
             np.array(settings.scales.values),
             np.array(settings.weights),
             self._commands.from_optimizer,
+            self._bounds_steps,
         )
         self.optimizer.run(self.problem)
 

@@ -78,6 +78,21 @@ class ScaleEstimator:
         factor = self.choice.small_variation / largest
         return float(self._largest_shift(step * factor, self._step_grid) / factor)
 
+    def step_limit(self, step: Vector) -> float:
+        """What `step_scale` cannot exceed: for thousands of coefficients a quick bound, otherwise itself.
+
+        A B-spline moves no point further than the coefficient that moves furthest, nor does a field whose update is
+        smoothed. To ask all voxels, as `step_scale` does, takes longer than the metric on a sample of them.
+        """
+        position = self.position
+        averages = position.is_bspline or (isinstance(position, FieldPosition) and position.only_update_is_smoothed)
+        if not averages or not (self.moving_initial is None or self.moving_initial.IsLinear()):
+            return self.step_scale(step)
+        axes = -1 if position.is_field else 0
+        moves = step.reshape((-1, self._axes) if position.is_field else (self._axes, -1))
+        stretch = np.linalg.norm(self._in_unit(self._component_shifts()), 2)
+        return float(stretch * np.linalg.norm(moves, axis=axes).max(initial=0.0))
+
     @property
     def _is_local(self) -> bool:
         return self.position.is_field or self.position.is_bspline
