@@ -27,10 +27,17 @@ OPTIMIZERS: dict[str, Callable[[Any], None]] = {
     "descent": lambda r: r.SetOptimizerAsGradientDescent(1.0, 6, 1e-6, 10, ONCE),
     "descent each": lambda r: r.SetOptimizerAsGradientDescent(1.0, 6, 1e-6, 10, EACH, 0.3),
     "descent convergence": lambda r: r.SetOptimizerAsGradientDescent(1.0, 60, 1e-2, 4, ONCE),
+    "descent never": lambda r: r.SetOptimizerAsGradientDescent(0.02, 6, 1e-6, 10, NEVER),
     "regular": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 0.2, 20),
     "regular once": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 8, 0.5, 1e-4, ONCE),
     "regular tolerance": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 50, 0.5, 2.0),
     "line search": lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 4),
+    "line search each": lambda r: r.SetOptimizerAsGradientDescentLineSearch(
+        1.0, 4, 1e-6, 10, 0.1, 3.0, 0.02, 12, EACH, 0.5
+    ),
+    "conjugate never": lambda r: r.SetOptimizerAsConjugateGradientLineSearch(
+        0.02, 5, 1e-6, 10, 0, 4.0, 0.02, 15, NEVER
+    ),
     "conjugate": lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 5, 1e-6, 10, 0, 4.0, 0.02, 15),
 }
 
@@ -55,13 +62,39 @@ def test_scales_and_learning_rate_are_the_native_ones(scales: str, kind: str) ->
     both(setup, TRANSFORMS[kind], PAIR, rtol=1e-4, in_place=False)
 
 
-@pytest.mark.parametrize("optimizer", ["regular", "line search", "conjugate"])
-def test_versor_steps_are_rotations(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", ["descent", "regular", "line search", "conjugate"])
+@pytest.mark.parametrize("kind", ["versor", "similarity"])
+def test_versor_steps_are_rotations(optimizer: str, kind: str) -> None:
     def setup(method: Any) -> None:
         OPTIMIZERS[optimizer](method)
         method.SetOptimizerScalesFromPhysicalShift()
 
-    both(setup, TRANSFORMS["versor"], PAIR, rtol=1e-4)
+    both(setup, TRANSFORMS[kind], PAIR, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 4),
+        lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 2, 1e-6, 10, 0, 5, 0.1, 6),
+        lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 2, 1e-6, 10, 0, 5, 0.1, 6),
+    ],
+)
+def test_bspline_goes_the_native_way_with_every_descent(choose: Callable[[Any], None]) -> None:
+    def setup(method: Any) -> None:
+        choose(method)
+        method.SetOptimizerScalesFromJacobian()
+
+    both(setup, TRANSFORMS["bspline"], PAIR, rtol=1e-3, in_place=False)
+
+
+@pytest.mark.parametrize("optimizer", ["descent", "descent each", "line search", "conjugate"])
+def test_learning_rate_is_not_estimated_with_scales_by_hand(optimizer: str) -> None:
+    def setup(method: Any) -> None:
+        OPTIMIZERS[optimizer](method)
+        method.SetOptimizerScales([9e4, 8e4, 7e4, 1e3, 1e3, 1.2e3])
+
+    both(setup, TRANSFORMS["euler"], PAIR)
 
 
 @pytest.mark.parametrize("kind", ["euler", "bspline", "field"])
@@ -210,6 +243,17 @@ def test_one_plus_one_is_native_in_distribution() -> None:
             values.append(method.GetMetricValue())
         ends.append(np.log(values))
     assert abs(ends[0].mean() - ends[1].mean()) < ends[0].std() + ends[1].std()
+
+
+def test_one_plus_one_stops_with_the_native_words() -> None:
+    for settings in ((3, 1e-9, 1.0, -1.0, -1.0, 5), (50, 5.0, 1.0, -1.0, -1.0, 5)):
+        words = []
+        for method in (native(), OurLoop()):
+            method.SetOptimizerAsOnePlusOneEvolutionary(*settings)
+            method.SetInitialTransform(TRANSFORMS["translation"]())
+            method.Execute(FIXED, MOVING)
+            words.append((method.GetOptimizerStopConditionDescription(), method.GetOptimizerIteration()))
+        assert words[1] == words[0]
 
 
 def test_one_plus_one_repeats_with_its_seed_and_says_why_it_stops() -> None:

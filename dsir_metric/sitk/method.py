@@ -127,6 +127,8 @@ class ImageRegistrationMethod(RecordingMethod):
             ended = run.optimizer
             self._outcome = _Outcome(ended.iteration, ended.metric_value, run.valid_points(), ended.stop_description)
             self._running = None
+            if settings.in_place and self._settings.given is settings.given:
+                self._record(initial=run.reached())
         self._commands.from_optimizer()
         return result
 

@@ -82,9 +82,10 @@ class Run:
         bounds_steps: bool = False,
     ) -> None:
         initial, self._after, self.optimizer = ingredients(settings)
-        self._given = initial
+        self._class = type(initial)
+        self._given: Any = settings.given if settings.in_place and _is_same(settings.given, initial) else initial
         in_place = settings.in_place and type(initial) is not sitk.Transform
-        self._initial = initial if in_place else sitk.Transform(initial).Downcast()
+        self._initial: Any = self._given if in_place else sitk.Transform(initial).Downcast()
         _take_centre(self._initial, settings.moving_initial)
         self.position = position_of(self._initial)
         self.problem: Problem | None = None
@@ -131,6 +132,10 @@ class Run:
         """Scales of the parameters in use."""
         return () if self.problem is None else tuple(self.problem.scales.tolist())
 
+    def reached(self) -> Any:
+        """A copy of the transform as it now is, of the class of the initial one."""
+        return self._class(self._initial)
+
     def valid_points(self) -> int:
         """Number of points that counted in the last evaluation."""
         return 0 if self.problem is None else self.problem.metric.valid_points
@@ -154,6 +159,17 @@ class Run:
             self._bounds_steps,
         )
         self.optimizer.run(self.problem)
+
+
+def _is_same(given: Any, copy: Any) -> bool:
+    """Whether a transform is still what it was when it was copied."""
+    if given.GetTransformEnum() == sitk.sitkDisplacementField and given.GetNumberOfParameters() > 0:
+        fields = [sitk.DisplacementFieldTransform(t).GetDisplacementField() for t in (given, copy)]
+        first, second = (sitk.GetArrayViewFromImage(field) for field in fields)
+        return np.array_equal(first, second)
+    return bool(
+        given.GetParameters() == copy.GetParameters() and given.GetFixedParameters() == copy.GetFixedParameters()
+    )
 
 
 def _take_centre(transform: Any, moving_initial: Any) -> None:
