@@ -92,7 +92,7 @@ class ScalarPair:
 
     fixed: sitk.Image
     moving: sitk.Image
-    bounds_steps = False
+    small_slopes = False
 
     @property
     def fixed_grid(self) -> Grid:

@@ -165,7 +165,7 @@ def test_a_far_start_converges_with_the_notebooks_settings(
 ) -> None:
     pair, dsirs = far
     if not bounded:
-        unbounded = lambda *images: replace(ComparedPair(*dsirs, dsirs[0].grid, dsirs[1].grid), bounds_steps=False)  # noqa: E731
+        unbounded = lambda *images: replace(ComparedPair(*dsirs, dsirs[0].grid, dsirs[1].grid), small_slopes=False)  # noqa: E731
         monkeypatch.setattr("dsir_metric.sitk.method.compared_pair", unbounded)
     method = dns()
     choices = {"learningRate": 1.0, "numberOfIterations": 100}
@@ -190,3 +190,25 @@ def test_a_far_start_converges_with_the_notebooks_settings(
         assert error < 2.5
     elif optimizer == "descent":
         assert error > 6
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda r, share: r.SetOptimizerAsLBFGS2(share, 200),
+        lambda r, share: r.SetOptimizerAsLBFGSB(share, 200, costFunctionConvergenceFactor=0.0),
+        lambda r, share: r.SetOptimizerAsRegularStepGradientDescent(0.02, 0.0, 400, 0.5, share),
+    ],
+)
+def test_tolerances_of_gradients_are_shares_of_the_first(distant: Any, choose: Callable[..., None]) -> None:
+    """In ITK they are absolute: larger than any gradient of a cosine, the notebooks' choices would end at once."""
+    ends = []
+    for share in (0.5, 0.05):
+        method = dns()
+        method.SetOptimizerScales([])
+        choose(method, share)
+        moved = sitk.TranslationTransform(3, (1.5, -1.5, 1.5))
+        method.SetInitialTransform(moved)
+        method.Execute(distant[1], distant[1])
+        ends.append(float(np.linalg.norm(moved.GetOffset())))
+    assert 1.3 > ends[0] > 2 * ends[1]

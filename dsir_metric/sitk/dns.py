@@ -40,7 +40,7 @@ class ComparedPair:
         The virtual domain comes from the first, index shifts from the second, as they would for the images.
     foreground : sitk.Image or None
         Mask of the fixed image for when none is set.
-    bounds_steps : bool
+    small_slopes : bool
         See `Problem`.
     """
 
@@ -49,7 +49,7 @@ class ComparedPair:
     fixed_grid: Grid
     moving_grid: Grid
     foreground: sitk.Image | None = None
-    bounds_steps: bool = True
+    small_slopes: bool = True
 
     def metric(self, settings: Settings, level: Level, moving_initial: sitk.Transform | None) -> CosineMetric:
         """The metric of a level."""

@@ -114,7 +114,7 @@ class ImageRegistrationMethod(RecordingMethod):
             pair.moving_grid,
             lambda level: pair.metric(settings, level, after),
             self._commands,
-            bounds_steps=pair.bounds_steps,
+            small_slopes=pair.small_slopes,
         )
         self._running = run
         try:

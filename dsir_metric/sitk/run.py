@@ -59,7 +59,7 @@ class Run:
         Makes the metric of a level.
     commands : Commands
         Called as things happen.
-    bounds_steps : bool
+    small_slopes : bool
         See `Problem`.
 
     Attributes
@@ -79,7 +79,7 @@ class Run:
         metric_of_level: MetricOfLevel,
         commands: Commands,
         *,
-        bounds_steps: bool = False,
+        small_slopes: bool = False,
     ) -> None:
         initial, self._after, self.optimizer = ingredients(settings)
         self._class = type(initial)
@@ -96,7 +96,7 @@ class Run:
         self._adaptor = LevelAdaptor(self.position, settings.bspline_factors, fixed)
         self._metric_of_level = metric_of_level
         self._commands = commands
-        self._bounds_steps = bounds_steps
+        self._small_slopes = small_slopes
         self._aborted = False
 
     def execute(self) -> Any:
@@ -156,7 +156,7 @@ class Run:
             np.array(settings.scales.values),
             np.array(settings.weights),
             self._commands.from_optimizer,
-            self._bounds_steps,
+            self._small_slopes,
         )
         self.optimizer.run(self.problem)
 

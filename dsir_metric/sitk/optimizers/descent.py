@@ -30,7 +30,7 @@ class Descent(Optimizer):
     """The loop of all descents: evaluate, check convergence, advance.
 
     The learning rate and the default of the longest step stay from one level to the next, as in ITK. Only where the
-    problem bounds steps is that default one voxel of each level.
+    slopes are small is that default one voxel of each level.
     """
 
     returns_best = False
@@ -74,7 +74,7 @@ class Descent(Optimizer):
     def _start(self, problem: Problem) -> None:
         problem.prepare()
         unknown = self._longest_step <= sys.float_info.epsilon
-        if problem.estimator is not None and (unknown or (self._one_voxel and problem.bounds_steps)):
+        if problem.estimator is not None and (unknown or (self._one_voxel and problem.small_slopes)):
             self._longest_step = problem.estimator.maximum_step()
         self.stop_description = f"{self.itk_name}: "
         self.iteration = 0
@@ -113,7 +113,7 @@ class Descent(Optimizer):
 
         ITK looks at the first step alone. Where that is taken on flat ground, the rate is too large for any slope.
         """
-        if not problem.bounds_steps or problem.estimator is None or self._estimate == NEVER:
+        if not problem.small_slopes or problem.estimator is None or self._estimate == NEVER:
             return rate
         scale = problem.estimator.step_limit(self._gradient)
         return rate if rate * scale <= self._longest_step else self._longest_step / scale
@@ -163,7 +163,7 @@ class RegularStepOptimizer(Descent):
             )
         self._factor = choice.relaxationFactor
         self._shortest = choice.minStep
-        self._tolerance = choice.gradientMagnitudeTolerance
+        self._tolerance = self._smallest_gradient = choice.gradientMagnitudeTolerance
         self._relaxation = 1.0
 
     def _start(self, problem: Problem) -> None:
@@ -175,11 +175,13 @@ class RegularStepOptimizer(Descent):
     def _advance(self, problem: Problem) -> None:
         self._gradient, self._previous = problem.scaled(self._gradient), problem.scaled(self._previous)
         magnitude = float(np.linalg.norm(self._gradient))
-        if magnitude < self._tolerance:
+        if problem.small_slopes and self.iteration == 0:
+            self._smallest_gradient = self._tolerance * magnitude
+        if magnitude < self._smallest_gradient:
             self._finish(
                 problem,
                 f"Gradient magnitude tolerance met after {self.iteration} iterations. Gradient magnitude "
-                f"({magnitude:g}) is less than gradient magnitude tolerance ({self._tolerance:g}).",
+                f"({magnitude:g}) is less than gradient magnitude tolerance ({self._smallest_gradient:g}).",
             )
             return
         if self._gradient @ self._previous < 0:
