@@ -108,3 +108,15 @@ def test_two_lines_make_it_a_native_script(name: str, pair_of: Callable[[str], P
     names = given(name, pair_of(name)) | {"iterations": NATIVE_IS_SLOW.get(name, 20)}
     exec(compile(native, name, "exec"), names)
     assert isinstance(names["final_transform"], sitk.Transform)
+
+
+def test_the_script_of_the_docs_runs(deformed: PhantomPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "simpleitk.md").read_text()
+    script = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    sitk.WriteImage(deformed.fixed, "t1.nii.gz")
+    sitk.WriteImage(deformed.moving, "flair.nii.gz")
+    exec(compile(script, "simpleitk.md", "exec"), {})
+    before = deformed.error_mm(sitk.Transform(3, sitk.sitkIdentity))
+    assert deformed.error_mm(sitk.ReadTransform("transform.h5")) < 0.6 * before
+    assert sitk.ReadImage("moved.nii.gz").GetSize() == deformed.fixed.GetSize()

@@ -64,6 +64,10 @@ class ImageRegistrationMethod(RecordingMethod):
     - Without a fixed mask, the points of the fixed image's foreground count (`foreground=False`: all points).
     - Descriptors are interpolated linearly whatever `SetInterpolator` was given, and their gradient is that of the
       interpolation, whatever `SetMetricUse...GradientFilter` was given. Both still count for the native metrics.
+    - While the learning rate is estimated, no step of gradient descent, line search or conjugate gradient moves a point
+      further than `maximumStepSizeInPhysicalUnits`, by default one voxel of the level; natively, only the first step.
+    - Tolerances of gradients are shares of the first gradient of a level.
+    - A 2-D image is represented as the middle of a slab of slices like it.
     - L-BFGS-B, L-BFGS2, Powell and Amoeba are SciPy's; (1+1) and random sampling have other random numbers.
     - `SetNumberOfThreads` is for the metric; the network takes every core, or the GPU.
     - `Abort` ends the registration after the present iteration with an Abort event (the native class goes on), and
