@@ -1,6 +1,7 @@
 """Properties of grids and displacement fields, on grids of any size, spacing, origin and orientation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,9 +72,51 @@ def test_an_unusable_geometry_is_refused(wrong: dict[str, object]) -> None:
         Grid(**{"size": (4, 4, 4), **wrong})
 
 
-def test_a_2d_image_has_no_grid() -> None:
-    with pytest.raises(ShapeError):
-        Grid.of(sitk.Image(4, 4, sitk.sitkUInt8))
+def test_a_4d_image_has_no_grid() -> None:
+    with pytest.raises(ShapeError, match="4 axes"):
+        Grid.of(sitk.Image([4, 4, 4, 2], sitk.sitkUInt8))
+
+
+@pytest.fixture
+def flat() -> sitk.Image:
+    image = sitk.GetImageFromArray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    image.SetSpacing((1.5, 2.0))
+    image.SetOrigin((-3.0, 8.0))
+    image.SetDirection((0.6, -0.8, 0.8, 0.6))
+    return image
+
+
+def test_a_2d_image_is_one_slice_of_space(flat: sitk.Image) -> None:
+    grid = Grid.of(flat)
+    assert (grid.dimension, grid.size, grid.spacing_mm) == (2, (4, 3, 1), (1.5, 2.0, 1.5))
+    for index in ((0, 0), (3, 0), (1, 2)):
+        expected = (*flat.TransformIndexToPhysicalPoint(index), 0.0)
+        np.testing.assert_allclose(grid.to_physical((*index, 0)), expected, atol=1e-12)
+        np.testing.assert_allclose(grid.points_mm()[0, index[1], index[0]], expected, atol=1e-12)
+
+
+def test_a_2d_grid_makes_and_stamps_2d_images(flat: sitk.Image) -> None:
+    grid = Grid.of(flat)
+    slab = sitk.GetImageFromArray(sitk.GetArrayFromImage(flat)[None])
+    for image in (grid.image(), grid.stamp(slab), grid.stamp(sitk.Image(4, 3, sitk.sitkUInt8))):
+        assert Grid.of(image) == grid
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(grid.stamp(slab)), sitk.GetArrayFromImage(flat))
+    with pytest.raises(ShapeError, match=r"size \(4, 3\) is expected"):
+        grid.stamp(sitk.Image(4, 3, 2, sitk.sitkUInt8))
+    assert not grid.matches(replace(grid, dimension=3))
+
+
+def test_2d_grids_stay_one_slice_however_they_change(flat: sitk.Image) -> None:
+    grid = Grid.of(flat)
+    for changed, size, spacing in (
+        (grid.resampled(0.5), (12, 12, 1), (0.5, 0.5, 0.5)),
+        (grid.padded(2), (8, 7, 1), (1.5, 2.0, 1.5)),
+        (grid.halved(), (2, 2, 1), (3.0, 4.0, 3.0)),
+    ):
+        assert (changed.size, changed.spacing_mm, changed.dimension) == (size, spacing, 2)
+        assert changed.origin_mm[2] == 0
+    np.testing.assert_allclose(grid.padded(2).centre_mm, grid.centre_mm)
+    np.testing.assert_allclose(grid.halved().origin_mm, grid.to_physical((0.5, 0.5, 0)))
 
 
 @settings(max_examples=40)

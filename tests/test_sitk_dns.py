@@ -226,7 +226,7 @@ def test_bad_images_are_named(moving: Representation, pair: PhantomPair) -> None
     far = Representation(moving.values, Grid(GRID.size, GRID.spacing_mm, (500.0, 0.0, 0.0)))
     for first, second, kind, words in (
         (np.zeros((8, 8, 8)), pair.moving, DataError, "a ndarray came"),
-        (flat, flat, ShapeError, "3-D image is expected"),
+        (flat, flat, ShapeError, "fixed is 2-D and the initial transform 3-D"),
         (pair.fixed, moving, ShapeError, "only moving is represented"),
         (moving.to_sitk(), pair.fixed, ShapeError, "only fixed is represented"),
         (moving, fewer, ShapeError, "24 channels and moving 12"),

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from sitk_scalar import OurLoop, identity_field, native, scalar_pair
+from sitk_scalar import OurLoop, both, identity_field, native, scalar_pair, trace
 
 NEVER, ONCE, EACH = (getattr(sitk.ImageRegistrationMethod, name) for name in ("Never", "Once", "EachIteration"))
 CENTRE = (0.0, 16.0, 15.0)
-FIXED, MOVING = scalar_pair()
+PAIR = FIXED, MOVING = scalar_pair()
 
 TRANSFORMS: dict[str, Callable[[], Any]] = {
     "translation": lambda: sitk.TranslationTransform(3),
@@ -27,73 +27,19 @@ OPTIMIZERS: dict[str, Callable[[Any], None]] = {
     "descent": lambda r: r.SetOptimizerAsGradientDescent(1.0, 6, 1e-6, 10, ONCE),
     "descent each": lambda r: r.SetOptimizerAsGradientDescent(1.0, 6, 1e-6, 10, EACH, 0.3),
     "descent convergence": lambda r: r.SetOptimizerAsGradientDescent(1.0, 60, 1e-2, 4, ONCE),
+    "descent never": lambda r: r.SetOptimizerAsGradientDescent(0.02, 6, 1e-6, 10, NEVER),
     "regular": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 0.2, 20),
     "regular once": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 8, 0.5, 1e-4, ONCE),
     "regular tolerance": lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 50, 0.5, 2.0),
     "line search": lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 4),
+    "line search each": lambda r: r.SetOptimizerAsGradientDescentLineSearch(
+        1.0, 4, 1e-6, 10, 0.1, 3.0, 0.02, 12, EACH, 0.5
+    ),
+    "conjugate never": lambda r: r.SetOptimizerAsConjugateGradientLineSearch(
+        0.02, 5, 1e-6, 10, 0, 4.0, 0.02, 15, NEVER
+    ),
     "conjugate": lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 5, 1e-6, 10, 0, 4.0, 0.02, 15),
 }
-
-
-def trace(method: Any, transform: Any, in_place: bool = True) -> tuple[list[Any], Any, str]:
-    """Run and write down, at each iteration, all that can be asked."""
-    rows: list[Any] = []
-    if isinstance(transform, sitk.BSplineTransform) and in_place:
-        method.SetInitialTransformAsBSpline(transform, True, [1, 2])
-    else:
-        method.SetInitialTransform(transform, in_place)
-
-    def note() -> None:
-        rows.append(
-            [
-                method.GetCurrentLevel(),
-                method.GetOptimizerIteration(),
-                method.GetMetricValue(),
-                method.GetMetricNumberOfValidPoints(),
-                method.GetOptimizerLearningRate(),
-                min(method.GetOptimizerConvergenceValue(), 9.0),
-                *method.GetOptimizerScales()[:12],
-                *method.GetOptimizerPosition()[:600],
-            ]
-        )
-
-    method.AddCommand(sitk.sitkIterationEvent, note)
-    result = method.Execute(FIXED, MOVING)
-    return rows, result, method.GetOptimizerStopConditionDescription()
-
-
-def both(
-    setup: Callable[[Any], object], transform: Callable[[], Any], rtol: float = 1e-5, in_place: bool = True
-) -> tuple[Any, Any]:
-    """Assert that both classes go the same way, and return their results."""
-    runs = []
-    for method in (native(), OurLoop()):
-        setup(method)
-        runs.append(trace(method, transform(), in_place))
-    (rows, result, why), (our_rows, our_result, our_why) = runs
-    assert len(rows) == len(our_rows) > 0
-    for row, our_row in zip(rows, our_rows, strict=True):
-        np.testing.assert_allclose(our_row, row, rtol=rtol, atol=1e-6)
-    assert same_words(our_why, why)
-    assert type(our_result) is type(result)
-    np.testing.assert_allclose(our_result.GetParameters(), result.GetParameters(), rtol=rtol, atol=1e-6)
-    np.testing.assert_allclose(our_result.GetFixedParameters(), result.GetFixedParameters(), atol=1e-9)
-    return result, our_result
-
-
-def same_words(ours: str, theirs: str) -> bool:
-    """Whether two sentences have the same words, and the same numbers to three digits."""
-
-    def split(text: str) -> list[str]:
-        return [part.strip("().") for part in text.split()]
-
-    def same(a: str, b: str) -> bool:
-        try:
-            return bool(np.isclose(float(a), float(b), rtol=1e-3))
-        except ValueError:
-            return a == b
-
-    return len(split(ours)) == len(split(theirs)) and all(map(same, split(ours), split(theirs)))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -103,7 +49,7 @@ def test_descents_go_the_native_way(optimizer: str, kind: str) -> None:
         OPTIMIZERS[optimizer](method)
         method.SetOptimizerScalesFromPhysicalShift()
 
-    both(setup, TRANSFORMS[kind])
+    both(setup, TRANSFORMS[kind], PAIR)
 
 
 @pytest.mark.parametrize("scales", ["PhysicalShift", "IndexShift", "Jacobian"])
@@ -113,16 +59,42 @@ def test_scales_and_learning_rate_are_the_native_ones(scales: str, kind: str) ->
         method.SetOptimizerAsGradientDescent(1.0, 2, 1e-6, 10, EACH)
         getattr(method, f"SetOptimizerScalesFrom{scales}")()
 
-    both(setup, TRANSFORMS[kind], rtol=1e-4, in_place=False)
+    both(setup, TRANSFORMS[kind], PAIR, rtol=1e-4, in_place=False)
 
 
-@pytest.mark.parametrize("optimizer", ["regular", "line search", "conjugate"])
-def test_versor_steps_are_rotations(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", ["descent", "regular", "line search", "conjugate"])
+@pytest.mark.parametrize("kind", ["versor", "similarity"])
+def test_versor_steps_are_rotations(optimizer: str, kind: str) -> None:
     def setup(method: Any) -> None:
         OPTIMIZERS[optimizer](method)
         method.SetOptimizerScalesFromPhysicalShift()
 
-    both(setup, TRANSFORMS["versor"], rtol=1e-4)
+    both(setup, TRANSFORMS[kind], PAIR, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda r: r.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 4),
+        lambda r: r.SetOptimizerAsGradientDescentLineSearch(1.0, 2, 1e-6, 10, 0, 5, 0.1, 6),
+        lambda r: r.SetOptimizerAsConjugateGradientLineSearch(1.0, 2, 1e-6, 10, 0, 5, 0.1, 6),
+    ],
+)
+def test_bspline_goes_the_native_way_with_every_descent(choose: Callable[[Any], None]) -> None:
+    def setup(method: Any) -> None:
+        choose(method)
+        method.SetOptimizerScalesFromJacobian()
+
+    both(setup, TRANSFORMS["bspline"], PAIR, rtol=1e-3, in_place=False)
+
+
+@pytest.mark.parametrize("optimizer", ["descent", "descent each", "line search", "conjugate"])
+def test_learning_rate_is_not_estimated_with_scales_by_hand(optimizer: str) -> None:
+    def setup(method: Any) -> None:
+        OPTIMIZERS[optimizer](method)
+        method.SetOptimizerScales([9e4, 8e4, 7e4, 1e3, 1e3, 1.2e3])
+
+    both(setup, TRANSFORMS["euler"], PAIR)
 
 
 @pytest.mark.parametrize("kind", ["euler", "bspline", "field"])
@@ -134,7 +106,7 @@ def test_levels_go_the_native_way(kind: str) -> None:
         method.SetSmoothingSigmasPerLevel([1.5, 0.5])
         method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(kind != "euler")
 
-    both(setup, TRANSFORMS[kind], rtol=1e-4)
+    both(setup, TRANSFORMS[kind], PAIR, rtol=1e-4)
 
 
 @pytest.mark.parametrize("learning_rate", [ONCE, EACH])
@@ -149,7 +121,7 @@ def test_field_is_smoothed_as_natively(variances: tuple[float, float], learning_
         method.SetOptimizerAsGradientDescent(1.0, 3, 1e-6, 10, learning_rate)
         method.SetOptimizerScalesFromPhysicalShift()
 
-    both(setup, transform, rtol=1e-4)
+    both(setup, transform, PAIR, rtol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["line search", "conjugate"])
@@ -163,7 +135,7 @@ def test_field_is_searched_along_lines_as_natively(optimizer: str) -> None:
         OPTIMIZERS[optimizer](method)
         method.SetOptimizerScalesFromPhysicalShift()
 
-    both(setup, transform, rtol=1e-3)
+    both(setup, transform, PAIR, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["euler", "affine", "translation"])
@@ -174,7 +146,7 @@ def test_moving_initial_transform_is_applied_after(kind: str) -> None:
         before = sitk.Euler3DTransform((1.0, 2.0, 3.0), 0.02, 0.0, -0.03, (0.5, 0.0, -0.5))
         method.SetMovingInitialTransform(sitk.CompositeTransform([before, sitk.TranslationTransform(3, (0.3, 0, 0))]))
 
-    both(setup, TRANSFORMS[kind])
+    both(setup, TRANSFORMS[kind], PAIR)
 
 
 def test_last_transform_of_a_composite_is_optimised() -> None:
@@ -198,7 +170,7 @@ def test_manual_scales_and_weights_shape_the_step() -> None:
         method.SetOptimizerScales([900.0, 800.0, 700.0, 1.0, 1.0, 2.0])
         method.SetOptimizerWeights([1.0, 0.0, 1.0, 1.0, 0.5, 1.0])
 
-    result, _ = both(setup, TRANSFORMS["euler"])
+    result, _ = both(setup, TRANSFORMS["euler"], PAIR)
     assert result.GetParameters()[1] == 0.0
 
 
@@ -209,7 +181,7 @@ def test_virtual_domain_can_be_set() -> None:
         method.SetVirtualDomain([8, 9, 10], [-5.0, 8.0, 6.0], [1.1, 1.2, 1.3], np.eye(3).ravel().tolist())
         method.SetShrinkFactorsPerLevel([2])
 
-    both(setup, TRANSFORMS["euler"])
+    both(setup, TRANSFORMS["euler"], PAIR)
 
 
 @pytest.mark.parametrize("scales", [[], [0.5, 1.0, 2.0]])
@@ -218,7 +190,7 @@ def test_exhaustive_walk_is_the_native_one(scales: list[float]) -> None:
         method.SetOptimizerAsExhaustive([1, 2, 0], 0.7)
         method.SetOptimizerScales(scales)
 
-    both(setup, TRANSFORMS["translation"])
+    both(setup, TRANSFORMS["translation"], PAIR)
 
 
 @pytest.mark.parametrize("kind", ["euler", "field"])
@@ -229,7 +201,7 @@ def test_initial_transform_is_changed_in_place_or_not(kind: str, in_place: bool)
         method.SetOptimizerAsGradientDescent(1.0, 2, 1e-6, 10, ONCE)
         method.SetOptimizerScalesFromPhysicalShift()
         start = TRANSFORMS[kind]()
-        _, result, _ = trace(method, start, in_place)
+        _, result, _ = trace(method, start, PAIR, in_place)
         outer = result.GetNthTransform(0) if isinstance(result, sitk.CompositeTransform) else result
         kept = outer.GetParameters()
         held = method.GetInitialTransform()
@@ -271,6 +243,17 @@ def test_one_plus_one_is_native_in_distribution() -> None:
             values.append(method.GetMetricValue())
         ends.append(np.log(values))
     assert abs(ends[0].mean() - ends[1].mean()) < ends[0].std() + ends[1].std()
+
+
+def test_one_plus_one_stops_with_the_native_words() -> None:
+    for settings in ((3, 1e-9, 1.0, -1.0, -1.0, 5), (50, 5.0, 1.0, -1.0, -1.0, 5)):
+        words = []
+        for method in (native(), OurLoop()):
+            method.SetOptimizerAsOnePlusOneEvolutionary(*settings)
+            method.SetInitialTransform(TRANSFORMS["translation"]())
+            method.Execute(FIXED, MOVING)
+            words.append((method.GetOptimizerStopConditionDescription(), method.GetOptimizerIteration()))
+        assert words[1] == words[0]
 
 
 def test_one_plus_one_repeats_with_its_seed_and_says_why_it_stops() -> None:
@@ -326,7 +309,7 @@ def test_with_a_native_metric_it_is_the_native_class() -> None:
         method.SetInterpolator(sitk.sitkLinear)
         method.SetOptimizerAsRegularStepGradientDescent(1.0, 0.2, 20)
         method.SetOptimizerScalesFromPhysicalShift()
-        rows, result, why = trace(method, TRANSFORMS["euler"]())
+        rows, result, why = trace(method, TRANSFORMS["euler"](), PAIR)
         seen.append((len(rows), result.GetParameters(), why, method.GetMetricValue(), method.GetName()))
         assert method.StopRegistration() is False
     (rows, end, why, value, name), (our_rows, our_end, our_why, our_value, our_name) = seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,10 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 @dataclass(frozen=True)
 class Grid:
-    """A regular 3-D lattice of voxel centres in LPS millimetres.
+    """A regular lattice of voxel centres in LPS millimetres.
+
+    A 2-D image has a grid too: one slice in the plane z = 0, as thick as the shorter edge of a pixel. So whatever
+    works on points of space works on a plane; `image` and `stamp` give 2-D images back.
 
     Parameters
     ----------
@@ -31,6 +34,8 @@ class Grid:
         LPS position of the centre of voxel (0, 0, 0), in mm.
     direction : tuple of float
         Row-major 3 x 3 matrix whose columns are the unit vectors of the index axes.
+    dimension : int
+        3, or 2 for the grid of a 2-D image.
 
     Raises
     ------
@@ -42,6 +47,7 @@ class Grid:
     spacing_mm: Triple = (1.0, 1.0, 1.0)
     origin_mm: Triple = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = _IDENTITY
+    dimension: int = 3
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or min(self.size) < 1:
@@ -56,12 +62,16 @@ class Grid:
 
     @classmethod
     def of(cls, image: sitk.Image) -> Grid:
-        """Grid of a 3-D SimpleITK image."""
-        if image.GetDimension() != 3:
-            raise ShapeError(f"a 3-D image is expected; one with {image.GetDimension()} axes {image.GetSize()} came")
-        return cls(
-            tuple(image.GetSize()), tuple(image.GetSpacing()), tuple(image.GetOrigin()), tuple(image.GetDirection())
-        )
+        """Grid of a 3-D or 2-D SimpleITK image."""
+        size, spacing, origin = tuple(image.GetSize()), tuple(image.GetSpacing()), tuple(image.GetOrigin())
+        direction = tuple(image.GetDirection())
+        if image.GetDimension() == 3:
+            return cls(size, spacing, origin, direction)
+        if image.GetDimension() == 2:
+            a, b, c, d = direction
+            plane = (a, b, 0.0, c, d, 0.0, 0.0, 0.0, 1.0)
+            return cls((*size, 1), (*spacing, min(spacing)), (*origin, 0.0), plane, 2)
+        raise ShapeError(f"a 3-D or 2-D image is expected; one with {image.GetDimension()} axes {size} came")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,44 +122,51 @@ class Grid:
         return self._centred(size, spacing)
 
     def halved(self) -> Grid:
-        """Voxels of twice the size; each centre lies amid 2 x 2 x 2 of these, an odd last layer stands alone."""
+        """Voxels of twice the size; each centre lies amid 2 x 2 (x 2) of these, an odd last layer stands alone."""
         x, y, z = self.size
         dx, dy, dz = self.spacing_mm
-        origin = self.to_physical((0.5, 0.5, 0.5)).tolist()
+        origin = self.to_physical((0.5, 0.5, 0.5 if self.dimension == 3 else 0.0)).tolist()
         size = (-(-x // 2), -(-y // 2), -(-z // 2))
-        return Grid(size, (2 * dx, 2 * dy, 2 * dz), (origin[0], origin[1], origin[2]), self.direction)
+        return replace(
+            self, size=size, spacing_mm=(2 * dx, 2 * dy, 2 * dz), origin_mm=(origin[0], origin[1], origin[2])
+        )
 
     def padded(self, margin_vox: int) -> Grid:
         """The grid with `margin_vox` more voxels on each side."""
         return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))
 
     def _centred(self, size: NDArray[np.int_], spacing: NDArray[np.float64]) -> Grid:
+        if self.dimension == 2:
+            size, spacing = np.append(size[:2], 1), np.append(spacing[:2], spacing[:2].min())
         rotation = np.reshape(self.direction, (3, 3))
         origin = self.centre_mm - rotation @ ((size - 1) / 2 * spacing)
-        return Grid(
-            (int(size[0]), int(size[1]), int(size[2])),
-            (float(spacing[0]), float(spacing[1]), float(spacing[2])),
-            (float(origin[0]), float(origin[1]), float(origin[2])),
-            self.direction,
+        return replace(
+            self,
+            size=(int(size[0]), int(size[1]), int(size[2])),
+            spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+            origin_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
         )
 
     def image(self, pixel_type: int = sitk.sitkUInt8, components: int = 0) -> sitk.Image:
         """An image of zeros on this grid."""
-        empty = sitk.Image(list(self.size), pixel_type, components)
+        empty = sitk.Image(list(self.size[: self.dimension]), pixel_type, components)
         return self.stamp(empty)
 
     def stamp(self, image: sitk.Image) -> sitk.Image:
-        """Write this geometry into `image` (same size) and return it."""
-        if tuple(image.GetSize()) != self.size:
-            raise ShapeError(f"an image of size {self.size} is expected; {image.GetSize()} came")
-        image.SetSpacing(self.spacing_mm)
-        image.SetOrigin(self.origin_mm)
-        image.SetDirection(self.direction)
+        """Write this geometry into `image` (same size) and return it; the one slice of a 2-D grid is cut out."""
+        axes = self.dimension
+        if image.GetDimension() > axes and image.GetSize() == self.size:
+            image = image[:, :, 0]
+        if tuple(image.GetSize()) != self.size[:axes]:
+            raise ShapeError(f"an image of size {self.size[:axes]} is expected; {image.GetSize()} came")
+        image.SetSpacing(self.spacing_mm[:axes])
+        image.SetOrigin(self.origin_mm[:axes])
+        image.SetDirection(np.reshape(self.direction, (3, 3))[:axes, :axes].ravel().tolist())
         return image
 
     def matches(self, other: Grid, tolerance_vox: float = 1e-3) -> bool:
         """Whether two grids have their voxels in the same places, up to `tolerance_vox` of a voxel."""
-        if self.size != other.size:
+        if (self.size, self.dimension) != (other.size, other.dimension):
             return False
         corners = np.array([(0, 0, 0), self.size, (self.size[0], 0, 0), (0, self.size[1], 0)], float)
         return bool(np.abs(self.to_index(other.to_physical(corners)) - corners).max() < tolerance_vox)

@@ -43,9 +43,12 @@ def read_image(path: str | Path) -> sitk.Image:
     return check_image(_read(Path(path)), str(path))
 
 
-def check_image(image: sitk.Image, name: str) -> sitk.Image:
-    """The checks of `read_image` on an image in memory; `name` begins the error messages. Gives it as float32."""
-    image = sitk.Cast(_scalar_volume(image, name), sitk.sitkFloat32)
+def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Image:
+    """The checks of `read_image` on an image in memory; `name` begins the error messages. Gives it as float32.
+
+    With `plane`, a 2-D image is one of those that pass.
+    """
+    image = sitk.Cast(_scalar_volume(image, name, plane=plane), sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
     broken = int(values.size - np.isfinite(values).sum())
     if broken:
@@ -151,18 +154,20 @@ def _translated(error: RuntimeError, path: Path) -> DsirError:
     return DataError(f"{path}: is truncated or damaged; copy the file again")
 
 
-def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
-    """The image, 3-D, with one real component and a sound geometry."""
+def _scalar_volume(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Image:
+    """The image, 3-D (with `plane`, or 2-D), with one real component and a sound geometry."""
     if not isinstance(image, sitk.Image):
         raise DataError(f"{name}: is a {type(image).__name__}; a sitk.Image is expected (read it with read_image)")
     size = image.GetSize()
     if image.GetDimension() == 4 and size[3] == 1:
         image = image[:, :, :, 0]
-    if image.GetDimension() != 3:
+    expected = "a scalar 3-D or 2-D image" if plane else "a scalar 3-D image"
+    if image.GetDimension() not in ((2, 3) if plane else (3,)):
         hint = " Pick one volume with image[..., 0]." if image.GetDimension() == 4 else ""
-        raise ShapeError(f"{name}: has {len(size)} axes {size}; a scalar 3-D image is expected.{hint}")
+        raise ShapeError(f"{name}: has {len(size)} axes {size}; {expected} is expected.{hint}")
     if min(size[:3]) < 2:
-        raise ShapeError(f"{name}: is a single slice {size}; a scalar 3-D image is expected")
+        kind = "slice" if image.GetDimension() == 3 else "line"
+        raise ShapeError(f"{name}: is a single {kind} {size}; {expected} is expected")
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetPixelID() in _COMPLEX:
         raise ShapeError(
             f"{name}: has voxels of type {image.GetPixelIDTypeAsString()}; one real number each is expected"

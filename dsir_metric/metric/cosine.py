@@ -45,7 +45,8 @@ class CosineMetric:
     Raises
     ------
     ShapeError
-        If the two representations have different numbers of channels, or a mask is not a scalar 3-D image.
+        If the two representations have different numbers of channels, a mask is not a scalar image, or something is
+        2-D where the other is 3-D.
     RegistrationError
         If no sample point lies inside the fixed image and its mask.
 
@@ -70,11 +71,16 @@ class CosineMetric:
             raise ShapeError(
                 f"fixed has {fixed.channels} channels and moving {moving.channels}: represent both with the same model"
             )
-        self._samples = _take_samples(fixed, virtual or fixed.grid, sampling or Sampling(), fixed_mask, fixed_initial)
+        self._dimension = fixed.grid.dimension
+        virtual = virtual or fixed.grid
+        for name, grid in (("moving", moving.grid), ("the virtual domain", virtual)):
+            if grid.dimension != self._dimension:
+                raise ShapeError(f"fixed is {self._dimension}-D and {name} {grid.dimension}-D: both must be the same")
+        self._samples = _take_samples(fixed, virtual, sampling or Sampling(), fixed_mask, fixed_initial)
         self._moving = np.ascontiguousarray(moving.values, np.float32)
         self._moving_index = to_index(moving.grid)
-        self._moving_mask = Mask(moving_mask) if moving_mask is not None else None
-        self._moving_initial = point_map(moving_initial) if moving_initial is not None else None
+        self._moving_mask = Mask(moving_mask, self._dimension) if moving_mask is not None else None
+        self._moving_initial = point_map(moving_initial, self._dimension) if moving_initial is not None else None
         self._valid_points = 0
 
     @property
@@ -189,7 +195,7 @@ class CosineMetric:
         return out
 
     def _chain(self, transform: sitk.Transform) -> PointMap:
-        first = point_map(transform)
+        first = point_map(transform, self._dimension)
         return ChainMap([first, self._moving_initial]) if self._moving_initial else first
 
     def _blocks(self) -> list[slice]:
@@ -236,10 +242,11 @@ def _take_samples(
     initial: sitk.Transform | None,
 ) -> _Samples:
     points = virtual.to_physical(sampling.indices(virtual))
-    places = point_map(initial).map(points) if initial is not None else points
+    dimension = fixed.grid.dimension
+    places = point_map(initial, dimension).map(points) if initial is not None else points
     keep = np.ones(len(points), bool)
     if mask is not None:
-        Mask(mask).restrict(places, keep)
+        Mask(mask, dimension).restrict(places, keep)
     values = np.ascontiguousarray(fixed.values, np.float32)
     if sampling.strategy == "none" and initial is None and virtual.matches(fixed.grid, tolerance_vox=1e-6):
         samples = _Samples(points[keep], values.reshape(-1, fixed.channels), np.flatnonzero(keep))

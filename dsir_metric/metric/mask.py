@@ -16,13 +16,18 @@ Points = NDArray[np.float64]
 
 
 class Mask:
-    """Nearest-voxel test of points against a mask image."""
+    """Nearest-voxel test of points against a mask image of a dimension."""
 
-    def __init__(self, image: sitk.Image) -> None:
+    def __init__(self, image: sitk.Image, dimension: int = 3) -> None:
+        if image.GetDimension() != dimension:
+            raise ShapeError(
+                f"a {dimension}-D mask is expected, as the images are; a {image.GetDimension()}-D one came"
+            )
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise ShapeError(f"a mask has one number a voxel; {image.GetPixelIDTypeAsString()} came")
-        self._values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image) != 0)
-        self._index = to_index(Grid.of(image))
+        grid = Grid.of(image)
+        self._values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image) != 0).reshape(grid.shape)
+        self._index = to_index(grid)
 
     def restrict(self, points: Points, valid: NDArray[np.bool_]) -> None:
         """Let `valid` go false at points outside the mask."""

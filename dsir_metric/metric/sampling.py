@@ -26,7 +26,8 @@ class Sampling:
     strategy : {"none", "regular", "random"}
         "none": the centre of every voxel. "regular": one voxel out of ceil(1 / percentage), in raster order.
         "random": int(percentage * voxels) voxels drawn with replacement. The points of the last two are moved off the
-        voxel centres by a normal deviate of a third of a voxel on each axis, against grid artefacts.
+        voxel centres by a normal deviate of a third of a voxel on each axis, against grid artefacts; those of a 2-D
+        grid stay in its plane.
     percentage : float
         Share of voxels, above 0 and up to 1, as in SimpleITK; "none" does not use it.
     seed : int
@@ -67,5 +68,5 @@ class Sampling:
         z, y, x = np.unravel_index(chosen, grid.shape)
         indices = np.stack([x, y, z], axis=-1).astype(float)
         if self.strategy != "none":
-            indices += random.standard_normal(indices.shape) / 3
+            indices += random.standard_normal(indices.shape) / 3 * (np.arange(3) < grid.dimension)
         return indices

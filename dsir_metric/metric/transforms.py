@@ -56,7 +56,7 @@ class LinearMap:
     Parameters
     ----------
     transform : sitk.Transform
-        Any 3-D transform whose `IsLinear()` holds.
+        Any transform whose `IsLinear()` holds; one of the plane leaves z as it is.
     """
 
     def __init__(self, transform: sitk.Transform) -> None:
@@ -111,8 +111,8 @@ class LatticeMap:
     ----------
     grid : Grid
         Where the coefficients lie.
-    coefficients : ndarray of float64, shape (z, y, x, 3)
-        Displacements in mm, C-contiguous.
+    coefficients : ndarray of float64, shape (z, y, x, dimension of the grid)
+        Displacements in mm.
     order : int
         Order of the B-spline between coefficients.
     low, high : ndarray of float64, shape (3,)
@@ -130,7 +130,9 @@ class LatticeMap:
         *,
         component_first: bool,
     ) -> None:
-        self._coefficients = coefficients
+        self._dimension = grid.dimension
+        still = [(0, 0)] * 3 + [(0, 3 - grid.dimension)]
+        self._coefficients = np.ascontiguousarray(np.pad(coefficients, still) if grid.dimension < 3 else coefficients)
         self._place = (grid.inverse_matrix, -grid.inverse_matrix @ np.array(grid.origin_mm), order, *bounds)
         self._component_first = component_first
 
@@ -140,13 +142,14 @@ class LatticeMap:
         images, order = transform.GetCoefficientImages(), int(transform.GetOrder())
         if order == 0:
             raise ConfigError("a B-spline transform of order 0 moves no point in ITK: use order 1, 2 or 3")
-        coefficients = np.stack([sitk.GetArrayViewFromImage(image) for image in images], axis=-1)
         grid = Grid.of(images[0])
+        coefficients = np.stack([sitk.GetArrayViewFromImage(i).reshape(grid.shape) for i in images], axis=-1)
         # ITK takes an index within 4 units in the last place of the border for one inside.
         margin, slack = 0.5 * (order - 1), 4 * np.finfo(float).eps
         low, high = np.full(3, margin), np.array(grid.size) - margin - 1
-        bounds = (low - slack * np.abs(low), high + slack * np.abs(high))
-        return cls(grid, np.ascontiguousarray(coefficients), order, bounds, component_first=True)
+        low, high = low - slack * np.abs(low), high + slack * np.abs(high)
+        low[grid.dimension :], high[grid.dimension :] = -0.5, 0.5
+        return cls(grid, coefficients, order, (low, high), component_first=True)
 
     @classmethod
     def of_field(cls, transform: sitk.DisplacementFieldTransform) -> LatticeMap:
@@ -154,12 +157,13 @@ class LatticeMap:
         image = transform.GetDisplacementField()
         grid = Grid.of(image)
         bounds = (np.full(3, -0.5), np.array(grid.size) - 0.5)
-        return cls(grid, sitk.GetArrayFromImage(image), 1, bounds, component_first=False)
+        values = sitk.GetArrayFromImage(image).reshape(*grid.shape, grid.dimension)
+        return cls(grid, values, 1, bounds, component_first=False)
 
     @property
     def parameters(self) -> int:
         """Number of free parameters."""
-        return int(self._coefficients.size)
+        return int(self._coefficients[..., : self._dimension].size)
 
     def map(self, points: Points) -> Points:
         """Where `points` go."""
@@ -177,10 +181,12 @@ class LatticeMap:
         """Add the transpose of the interpolation, applied to `gradients`, to `into`."""
         shape = self._coefficients.shape
         slabs = min(numba.get_num_threads(), shape[0])
-        target = np.zeros(shape) if self._component_first else into.reshape(shape)
+        at_once = not self._component_first and into.size == self._coefficients.size
+        target = into.reshape(shape) if at_once else np.zeros(shape)
         lattice.scatter(points, gradients, *self._place, slabs, target)
-        if self._component_first:
-            into += np.moveaxis(target, -1, 0).ravel()
+        if not at_once:
+            free = target[..., : self._dimension]
+            into += (np.moveaxis(free, -1, 0) if self._component_first else free).ravel()
 
 
 class ChainMap:
@@ -224,30 +230,32 @@ class ChainMap:
         return gradients
 
 
-def point_map(transform: sitk.Transform) -> PointMap:
-    """Point map of any 3-D SimpleITK transform.
+def point_map(transform: sitk.Transform, dimension: int = 3) -> PointMap:
+    """Point map of any SimpleITK transform.
 
     Parameters
     ----------
     transform : sitk.Transform
         Linear (identity, translation, Euler, versor, similarity, scale, affine, ...), B-spline, displacement field,
         or a composite of those. It is read now: later changes to it are not seen.
+    dimension : int
+        What is expected of the transform. One of dimension 2 moves points of space (n, 3) within their plane.
 
     Raises
     ------
     ShapeError
-        If the transform is not three-dimensional.
+        If the transform has another dimension.
     ConfigError
         If it is of a kind without a known derivative, or an empty composite.
     """
-    if transform.GetDimension() != 3:
-        raise ShapeError(f"a 3-D transform is expected; a {transform.GetDimension()}-D one came")
+    if transform.GetDimension() != dimension:
+        raise ShapeError(f"a {dimension}-D transform is expected; a {transform.GetDimension()}-D one came")
     concrete = _concrete(transform)
     if isinstance(concrete, sitk.CompositeTransform):
         count = concrete.GetNumberOfTransforms()
         if count == 0:
             raise ConfigError("a composite transform without transforms has no parameters to move: add one")
-        return ChainMap([point_map(concrete.GetNthTransform(i)) for i in reversed(range(count))])
+        return ChainMap([point_map(concrete.GetNthTransform(i), dimension) for i in reversed(range(count))])
     if isinstance(concrete, sitk.BSplineTransform):
         return LatticeMap.of_bspline(concrete)
     if isinstance(concrete, sitk.DisplacementFieldTransform):
@@ -269,9 +277,12 @@ def _concrete(transform: sitk.Transform) -> sitk.Transform:
 
 
 def _matrix_and_offset(transform: sitk.Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    offset = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    ends = [transform.TransformPoint(tuple(end)) for end in (_REACH_MM * np.eye(3)).tolist()]
-    return np.ascontiguousarray((np.array(ends) - offset).T / _REACH_MM), offset
+    axes = transform.GetDimension()
+    matrix, offset = np.eye(3), np.zeros(3)
+    offset[:axes] = transform.TransformPoint((0.0,) * axes)
+    ends = [transform.TransformPoint(tuple(end)) for end in (_REACH_MM * np.eye(axes)).tolist()]
+    matrix[:axes, :axes] = (np.array(ends) - offset[:axes]).T / _REACH_MM
+    return matrix, offset
 
 
 def _room_of_versor(transform: sitk.Transform) -> float:

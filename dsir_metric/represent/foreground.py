@@ -23,7 +23,9 @@ def foreground(image: sitk.Image, grid: Grid) -> sitk.Image:
         If nothing in the image stands out.
     """
     low = float(sitk.GetArrayViewFromImage(image).min())
-    coarse = sitk.Resample(image, grid.image(), sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
+    coarse = sitk.Resample(
+        image, grid.image(), sitk.Transform(grid.dimension, sitk.sitkIdentity), sitk.sitkLinear, low, sitk.sitkFloat32
+    )
     values = sitk.GetArrayFromImage(coarse)
     floor, top = np.percentile(values, (0.5, 99))
     body = ndimage.binary_opening(values > floor + 0.08 * (top - floor))
@@ -35,5 +37,5 @@ def foreground(image: sitk.Image, grid: Grid) -> sitk.Image:
     steps = max(1, round(_MARGIN_MM / min(grid.spacing_mm)))
     body = np.pad(body, steps + 1)
     body = ndimage.binary_fill_holes(ndimage.binary_closing(body, iterations=steps))
-    body = ndimage.binary_dilation(body, iterations=steps)[(slice(steps + 1, -steps - 1),) * 3]
+    body = ndimage.binary_dilation(body, iterations=steps)[(slice(steps + 1, -steps - 1),) * body.ndim]
     return grid.stamp(sitk.GetImageFromArray(body.astype(np.uint8)))

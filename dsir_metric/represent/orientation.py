@@ -39,7 +39,10 @@ def canonical_view(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
 
 
 def canonical_grid(grid: Grid) -> Grid:
-    """The same voxels with the index axes in the order, and with the signs, nearest to x, y, z of LPS."""
+    """The same voxels with the index axes in the order, and with the signs, nearest to x, y, z of LPS.
+
+    The third axis of a 2-D grid stays the third.
+    """
     order, signs = _nearest_axes(grid)
     first = np.zeros(3)
     for k in range(3):
@@ -53,6 +56,7 @@ def canonical_grid(grid: Grid) -> Grid:
         (grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
         (float(origin[0]), float(origin[1]), float(origin[2])),
         tuple(float(v) for v in direction.ravel()),
+        grid.dimension,
     )
 
 

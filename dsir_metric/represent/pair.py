@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from dsir_metric.errors import ConfigError
+from dsir_metric.errors import ConfigError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
 from dsir_metric.represent.intensity import resolve_intensity
@@ -19,6 +19,7 @@ __all__ = ["MOST_VOXELS", "represent_pair", "resampled", "resampled_scan", "work
 
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
+_SLAB = 50  # about as many slices stand for a 2-D image, so that it may have as many voxels less
 # A Gaussian whose full width at half maximum turns a voxel of one size into a voxel of another.
 _SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))
 
@@ -41,7 +42,7 @@ def represent_pair(
     Parameters
     ----------
     fixed, moving : sitk.Image
-        Scalar 3-D scans.
+        Scalar scans, both 3-D or both 2-D.
     representer : Representer
     spacing_mm : float or None
         Edge of the voxels, mm. None: see `working_grids`.
@@ -57,6 +58,8 @@ def represent_pair(
     ------
     ConfigError
         If `spacing_mm` is out of range, see `working_grids`, or an intensity rule is unknown.
+    ShapeError
+        If one scan is 2-D and the other 3-D.
     DsirError
         What `Representer` raises.
 
@@ -64,7 +67,11 @@ def represent_pair(
     ----------
     Cardoso et al., Scale factor point spread function matching, MICCAI 2015, for the Gaussian.
     """
-    fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
+    fixed, moving = check_image(fixed, "fixed", plane=True), check_image(moving, "moving", plane=True)
+    if fixed.GetDimension() != moving.GetDimension():
+        raise ShapeError(
+            f"fixed is {fixed.GetDimension()}-D and moving {moving.GetDimension()}-D: both must be the same"
+        )
     fixed_grid, moving_grid = working_grids(Grid.of(fixed), Grid.of(moving), spacing_mm)
     return (
         _represent(fixed, fixed_grid, representer, fixed_intensity),
@@ -82,8 +89,8 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
     ----------
     fixed, moving : Grid
     spacing_mm : float or None
-        Edge of the voxels, mm. None: the edge of a cube as large as a voxel of the coarser scan, or larger where a grid
-        would have more than 16 million voxels.
+        Edge of the voxels, mm. None: the edge of a cube (a square) as large as a voxel of the coarser scan, or larger
+        where a grid would have more than 16 million voxels (320,000 pixels).
 
     Raises
     ------
@@ -94,25 +101,28 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
         raise ConfigError(f"spacing_mm is {spacing_mm}; give a positive number of mm, or none to have it chosen")
     fixed = canonical_grid(fixed)
     box = _bounding_box(moving, fixed.direction)
+    axes, share = (3, 1) if fixed.dimension == 3 else (2, _SLAB)
     spacing = spacing_mm or max(
-        _cube_edge(fixed.spacing_mm, 1),
-        _cube_edge(moving.spacing_mm, 1),
-        _cube_edge(fixed.extent_mm, MOST_VOXELS),
-        _cube_edge(box.extent_mm, MOST_VOXELS),
+        _cube_edge(fixed.spacing_mm[:axes], 1),
+        _cube_edge(moving.spacing_mm[:axes], 1),
+        _cube_edge(fixed.extent_mm[:axes], MOST_VOXELS // share),
+        _cube_edge(box.extent_mm[:axes], MOST_VOXELS // share),
     )
     grids = fixed.resampled(spacing), box.resampled(spacing)
     for name, grid in zip(("fixed", "moving"), grids, strict=True):
-        if min(grid.size) < 2 or np.prod(grid.size, dtype=float) > _LIMIT_VOXELS:
+        size, limit = grid.size[:axes], _LIMIT_VOXELS // share
+        if min(size) < 2 or np.prod(size, dtype=float) > limit:
             raise ConfigError(
-                f"voxels of {spacing:g} mm make the {name} scan {grid.size} voxels; choose a spacing_mm that leaves "
-                f"2 or more along each axis and {_LIMIT_VOXELS // 1_000_000} million or fewer in all"
+                f"voxels of {spacing:g} mm make the {name} scan {size} voxels; choose a spacing_mm that leaves "
+                f"2 or more along each axis and {limit / 1e6:g} million or fewer in all"
             )
     return grids
 
 
 def _cube_edge(edges_mm: ArrayLike, count: int) -> float:
-    """Edge of the cubes, mm, when a box of these edges is cut into `count` of them."""
-    return float((np.prod(np.asarray(edges_mm, float)) / count) ** (1 / 3))
+    """Edge of the cubes (squares), mm, when a box of these edges is cut into `count` of them."""
+    edges = np.asarray(edges_mm, float)
+    return float((np.prod(edges) / count) ** (1 / len(edges)))
 
 
 def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
@@ -127,6 +137,7 @@ def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
         (float(extent[0]), float(extent[1]), float(extent[2])),
         (float(centre[0]), float(centre[1]), float(centre[2])),
         direction,
+        grid.dimension,
     )
 
 
@@ -146,7 +157,7 @@ def resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
     """`image` on `grid`: linear, after a Gaussian along the axes whose voxels become larger, edge values outside."""
     old = Grid.of(image)
     width = np.sqrt(np.maximum(grid.spacing_mm[0] ** 2 - np.square(old.spacing_mm), 0))
-    sigma = width * _SIGMA_PER_WIDTH / old.spacing_mm
+    sigma = (width * _SIGMA_PER_WIDTH / old.spacing_mm)[: old.dimension]
     smooth = ndimage.gaussian_filter(sitk.GetArrayViewFromImage(image), sigma[::-1], mode="nearest")
     resample = sitk.ResampleImageFilter()
     resample.SetReferenceImage(grid.image())

@@ -23,7 +23,7 @@ class Representation:
     Parameters
     ----------
     values : ndarray of float32, shape (z, y, x, channels)
-        One descriptor a voxel, unit length as the model makes it, C-contiguous.
+        One descriptor a voxel, unit length as the model makes it, C-contiguous; z is 1 for a 2-D image.
     grid : Grid
         Where the voxels lie, LPS mm.
     provenance : mapping
@@ -58,13 +58,15 @@ class Representation:
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> Representation:
         """Wrap a multi-component `sitk.Image`; the inverse of `to_sitk` but for the provenance."""
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() < 2:
+        channels = image.GetNumberOfComponentsPerPixel()
+        if image.GetDimension() not in (2, 3) or channels < 2:
             raise ShapeError(
-                f"a 3-D image with several components is expected; {image.GetDimension()} axes with "
-                f"{image.GetNumberOfComponentsPerPixel()} component(s) came"
+                f"a 3-D or 2-D image with several components is expected; {image.GetDimension()} axes with "
+                f"{channels} component(s) came"
             )
+        grid = Grid.of(image)
         values = np.ascontiguousarray(sitk.GetArrayFromImage(image), np.float32)
-        return cls(values, Grid.of(image))
+        return cls(values.reshape(*grid.shape, channels), grid)
 
     def smoothed(self, sigma_mm: float) -> Representation:
         """Each channel under a Gaussian of `sigma_mm`; descriptors are no longer unit length (equation 5, psi)."""
@@ -95,7 +97,7 @@ class Representation:
         """
         resample = sitk.ResampleImageFilter()
         resample.SetReferenceImage(grid.image())
-        resample.SetTransform(transform or sitk.Transform(3, sitk.sitkIdentity))
+        resample.SetTransform(transform or sitk.Transform(grid.dimension, sitk.sitkIdentity))
         resample.SetInterpolator(sitk.sitkLinear)
         resample.SetUseNearestNeighborExtrapolator(extend)
         values = sitk.GetArrayFromImage(resample.Execute(self.to_sitk())).reshape(*grid.shape, self.channels)

@@ -33,7 +33,7 @@ class Level:
 
 def shrunk(grid: Grid, factor: int) -> Grid:
     """The grid of every `factor`-th voxel, as `sitk.Shrink` places it."""
-    return grid if factor == 1 else Grid.of(sitk.Shrink(grid.image(), [factor] * 3))
+    return grid if factor == 1 else Grid.of(sitk.Shrink(grid.image(), [factor] * grid.dimension))
 
 
 def schedule(settings: Settings, fixed: Grid) -> list[Level]:
@@ -124,31 +124,31 @@ class LevelAdaptor:
 
 def _resample_field(position: FieldPosition, grid: Grid) -> None:
     if position.grid != grid:
-        identity = sitk.Transform(3, sitk.sitkIdentity)
+        identity = sitk.Transform(grid.dimension, sitk.sitkIdentity)
         position.set_field(sitk.Resample(position.image(), grid.image(), identity, sitk.sitkLinear, 0.0))
 
 
 def _refine(transform: Any, mesh: Any, origin_mm: tuple[float, ...], fixed: Grid) -> None:
     """Give a B-spline another mesh over the box of the fixed image, its shape kept."""
-    order = transform.GetOrder()
-    spacing = np.asarray(fixed.spacing_mm) * (np.asarray(fixed.size) - 1) / mesh
-    first = np.asarray(origin_mm) - np.reshape(fixed.direction, (3, 3)) @ spacing * (order - 1) / 2
-    lattice = Grid(tuple(int(n) + order for n in mesh), tuple(spacing), tuple(first), fixed.direction)
+    order, axes = transform.GetOrder(), fixed.dimension
+    edge = np.asarray(fixed.spacing_mm[:axes]) * (np.asarray(fixed.size[:axes]) - 1) / mesh
+    direction = np.reshape(fixed.direction, (3, 3))[:axes, :axes]
+    lattice = sitk.Image([int(n) + order for n in mesh], sitk.sitkFloat64)
+    lattice.SetSpacing(edge.tolist())
+    lattice.SetOrigin((np.asarray(origin_mm[:axes]) - direction @ edge * (order - 1) / 2).tolist())
+    lattice.SetDirection(direction.ravel().tolist())
     if np.allclose(transform.GetFixedParameters(), _fixed_parameters(lattice), rtol=0, atol=1e-9):
         return
-    identity = sitk.Transform(3, sitk.sitkIdentity)
+    identity = sitk.Transform(axes, sitk.sitkIdentity)
     shape = sitk.sitkBSplineResamplerOrder3 if order == 3 else sitk.sitkBSplineResamplerOrder2
     coefficients = []
     for component in transform.GetCoefficientImages():
-        values = sitk.Resample(component, list(lattice.size), identity, shape, *_geometry(lattice), 0.0)
+        values = sitk.Resample(component, lattice, identity, shape, 0.0)
         coefficients.append(sitk.GetArrayFromImage(sitk.BSplineDecomposition(values, order)).ravel())
     transform.SetFixedParameters(_fixed_parameters(lattice))
     transform.SetParameters(np.concatenate(coefficients).tolist())
 
 
-def _geometry(grid: Grid) -> tuple[Any, ...]:
-    return grid.origin_mm, grid.spacing_mm, grid.direction
-
-
-def _fixed_parameters(lattice: Grid) -> list[float]:
-    return [float(v) for part in (lattice.size, *_geometry(lattice)) for v in part]
+def _fixed_parameters(lattice: sitk.Image) -> list[float]:
+    parts = (lattice.GetSize(), lattice.GetOrigin(), lattice.GetSpacing(), lattice.GetDirection())
+    return [float(v) for part in parts for v in part]

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import SimpleITK as sitk
 
-from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair
+from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair, require_one_dimension
 from dsir_metric.sitk.events import Command, Commands
 from dsir_metric.sitk.levels import whole_level
 from dsir_metric.sitk.recorder import RecordingMethod
@@ -64,6 +64,10 @@ class ImageRegistrationMethod(RecordingMethod):
     - Without a fixed mask, the points of the fixed image's foreground count (`foreground=False`: all points).
     - Descriptors are interpolated linearly whatever `SetInterpolator` was given, and their gradient is that of the
       interpolation, whatever `SetMetricUse...GradientFilter` was given. Both still count for the native metrics.
+    - While the learning rate is estimated, no step of gradient descent, line search or conjugate gradient moves a point
+      further than `maximumStepSizeInPhysicalUnits`, by default one voxel of the level; natively, only the first step.
+    - Tolerances of gradients are shares of the first gradient of a level.
+    - A 2-D image is represented as the middle of a slab of slices like it.
     - L-BFGS-B, L-BFGS2, Powell and Amoeba are SciPy's; (1+1) and random sampling have other random numbers.
     - `SetNumberOfThreads` is for the metric; the network takes every core, or the GPU.
     - `Abort` ends the registration after the present iteration with an Abort event (the native class goes on), and
@@ -85,7 +89,7 @@ class ImageRegistrationMethod(RecordingMethod):
         Parameters
         ----------
         fixed, moving : sitk.Image or Representation
-            Scalar 3-D images of any pixel type, or with the DNS cosine metric, two representations.
+            Scalar 3-D or 2-D images of any pixel type, or with the DNS cosine metric, two representations.
 
         Returns
         -------
@@ -106,6 +110,7 @@ class ImageRegistrationMethod(RecordingMethod):
             return super().Execute(fixed, moving)
         settings = self._settings
         _, after, _ = ingredients(settings)  # what is missing is missed before images are represented
+        require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, choice)
         run = Run(
             settings,
@@ -113,6 +118,7 @@ class ImageRegistrationMethod(RecordingMethod):
             pair.moving_grid,
             lambda level: pair.metric(settings, level, after),
             self._commands,
+            small_slopes=pair.small_slopes,
         )
         self._running = run
         try:
@@ -125,6 +131,8 @@ class ImageRegistrationMethod(RecordingMethod):
             ended = run.optimizer
             self._outcome = _Outcome(ended.iteration, ended.metric_value, run.valid_points(), ended.stop_description)
             self._running = None
+            if settings.in_place and self._settings.given is settings.given:
+                self._record(initial=run.reached())
         self._commands.from_optimizer()
         return result
 
@@ -144,10 +152,12 @@ class ImageRegistrationMethod(RecordingMethod):
         choice, settings = self._settings.metric, self._settings
         if choice is None:
             return float(super().MetricEvaluate(fixed, moving))
+        require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, choice)
         maps = [t for t in (settings.moving_initial, settings.initial) if t is not None]
         metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), None)
-        return float(metric.value(sitk.CompositeTransform(maps) if maps else sitk.Transform(3, sitk.sitkIdentity)))
+        identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
+        return float(metric.value(sitk.CompositeTransform(maps) if maps else identity))
 
     def _compare(self, fixed: Picture, moving: Picture, choice: DNSCosine) -> ComparedPair:
         return compared_pair(fixed, moving, choice)

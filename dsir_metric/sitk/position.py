@@ -23,7 +23,7 @@ __all__ = ["FieldPosition", "Position", "VersorPosition", "position_of", "smooth
 Vector = NDArray[np.float64]
 _WITH_VERSOR = {
     sitk.sitkVersorRigid,
-    sitk.sitkSimilarity,
+    sitk.sitkSimilarity,  # in 3-D
     sitk.sitkScaleVersor,
     sitk.sitkScaleSkewVersor,
     sitk.sitkComposeScaleSkewVersor,
@@ -61,7 +61,7 @@ class Position:
 
     @property
     def local_size(self) -> int:
-        """Number of parameters that act on one point: all of them, or three for a displacement field."""
+        """Number of parameters that act on one point: all of them, or one an axis for a displacement field."""
         return int(self._transform.GetNumberOfParameters())
 
     def move_to(self, parameters: Vector) -> None:
@@ -122,7 +122,6 @@ class FieldPosition(Position):
     """
 
     is_field = True
-    local_size = 3
 
     def __init__(self, transform: Any) -> None:
         super().__init__(transform)
@@ -131,14 +130,19 @@ class FieldPosition(Position):
         self._update_variance, self._total_variance = smoothing_variances(transform)
         self.set_field(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
 
+    @property
+    def only_update_is_smoothed(self) -> bool:
+        """Whether the field after a step is left as it is."""
+        return self._total_variance <= 0
+
     def set_field(self, image: sitk.Image) -> None:
-        """Take the field and its grid from a 3-component image."""
+        """Take the field and its grid from an image with a component for each axis."""
         self.grid = Grid.of(image)
         self._field = sitk.GetArrayFromImage(image).astype(np.float64)
         self._current: sitk.DisplacementFieldTransform | None = None
 
     def image(self) -> sitk.Image:
-        """The field as a 3-component float64 image, LPS mm."""
+        """The field as a float64 image with a component for each axis, LPS mm."""
         return self.grid.stamp(sitk.GetImageFromArray(self._field, isVector=True))
 
     @property
@@ -147,6 +151,11 @@ class FieldPosition(Position):
         if self._current is None:
             self._current = sitk.DisplacementFieldTransform(self.image())
         return self._current
+
+    @property
+    def local_size(self) -> int:
+        """Number of components."""
+        return self.grid.dimension
 
     @property
     def parameters(self) -> Vector:
@@ -188,7 +197,8 @@ def position_of(transform: Any) -> Position:
         return LastOfComposite(transform)
     if kind == sitk.sitkDisplacementField:
         return FieldPosition(transform)
-    return VersorPosition(transform) if kind in _WITH_VERSOR else Position(transform)
+    turns = kind in _WITH_VERSOR and transform.GetDimension() == 3
+    return VersorPosition(transform) if turns else Position(transform)
 
 
 def smoothing_variances(transform: Any) -> tuple[float, float]:
@@ -216,15 +226,15 @@ def smoothing_kernel(variance: float, width: int, maximum_error: float = 0.001) 
 
 
 def smoothed(field: Vector, variance: float) -> Vector:
-    """A field (z, y, x, 3) under a Gaussian, its outermost voxels held at zero; `variance` in voxels squared."""
+    """A field (z, y, x, 3) or (y, x, 2) under a Gaussian, its outermost voxels held at 0; variance in voxels^2."""
     if variance <= 0:
         return field
     blurred = field
-    for axis in (2, 1, 0):
+    for axis in reversed(range(field.ndim - 1)):
         kernel = smoothing_kernel(variance, field.shape[axis])
         blurred = ndimage.correlate1d(blurred, kernel, axis=axis, mode="nearest")
     share = min(1.0, 1.0 - variance / 0.5) if variance < 0.5 else 1.0
     result = np.zeros_like(field)
-    inner = (slice(1, -1),) * 3
+    inner = (slice(1, -1),) * (field.ndim - 1)
     result[inner] = (share * blurred + (1 - share) * field)[inner]
     return result

@@ -53,6 +53,10 @@ class Problem:
         One for each local parameter, or empty for ones; `prepare` replaces the scales where there is an estimator.
     notify : callable
         Called with an event of the optimiser.
+    small_slopes : bool
+        Whether the metric is a cosine of descriptors, whose slopes are small everywhere and vanish far away. Then,
+        other than in ITK, no step of a descent is longer than the longest allowed, not only the first; and tolerances
+        of gradients are shares of the first gradient of a level.
     """
 
     metric: Metric
@@ -61,6 +65,7 @@ class Problem:
     scales: Vector
     weights: Vector
     notify: Callable[[int], None]
+    small_slopes: bool = False
 
     def prepare(self) -> None:
         """Estimate scales where that was asked for, and check scales and weights.

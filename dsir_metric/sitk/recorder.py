@@ -41,6 +41,10 @@ def _native_metric_setter(name: str) -> Setter:
     return setter
 
 
+def _copy(transform: Any) -> Any:
+    return type(transform)(transform)
+
+
 def _with_native_docstrings(cls: type[RecordingMethod]) -> type[RecordingMethod]:
     for name, method in vars(cls).items():
         if callable(method) and not method.__doc__ and hasattr(_Native, name):
@@ -160,11 +164,11 @@ class RecordingMethod(_Native):  # type: ignore[misc]
 
     def SetMetricFixedMask(self, binaryMask: sitk.Image) -> None:
         super().SetMetricFixedMask(binaryMask)
-        self._record(fixed_mask=binaryMask)
+        self._record(fixed_mask=sitk.Image(binaryMask))
 
     def SetMetricMovingMask(self, binaryMask: sitk.Image) -> None:
         super().SetMetricMovingMask(binaryMask)
-        self._record(moving_mask=binaryMask)
+        self._record(moving_mask=sitk.Image(binaryMask))
 
     def SetVirtualDomain(
         self,
@@ -182,22 +186,23 @@ class RecordingMethod(_Native):  # type: ignore[misc]
 
     def SetVirtualDomainFromImage(self, virtualImage: sitk.Image) -> None:
         super().SetVirtualDomainFromImage(virtualImage)
-        self._record(virtual_domain=virtualImage)
+        self._record(virtual_domain=sitk.Image(virtualImage))
 
     def SetFixedInitialTransform(self, transform: sitk.Transform) -> None:
         super().SetFixedInitialTransform(transform)
-        self._record(fixed_initial=transform)
+        self._record(fixed_initial=_copy(transform))
 
     def SetMovingInitialTransform(self, transform: sitk.Transform) -> None:
         super().SetMovingInitialTransform(transform)
-        self._record(moving_initial=transform)
+        self._record(moving_initial=_copy(transform))
 
     def SetInitialTransform(self, transform: sitk.Transform, inPlace: bool = True) -> None:
         super().SetInitialTransform(transform, inPlace)
-        self._record(initial=transform, in_place=inPlace, bspline_factors=())
+        self._record(initial=_copy(transform), given=transform, in_place=inPlace, bspline_factors=())
 
     def SetInitialTransformAsBSpline(
         self, transform: sitk.BSplineTransform, inPlace: bool = True, scaleFactors: Sequence[int] = ()
     ) -> None:
         super().SetInitialTransformAsBSpline(transform, inPlace, scaleFactors)
-        self._record(initial=transform, in_place=inPlace, bspline_factors=tuple(scaleFactors))
+        factors = tuple(scaleFactors)
+        self._record(initial=_copy(transform), given=transform, in_place=inPlace, bspline_factors=factors)

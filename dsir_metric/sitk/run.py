@@ -31,15 +31,13 @@ def ingredients(settings: Settings) -> tuple[Any, Any, Optimizer]:
     Raises
     ------
     RegistrationError
-        If there is no initial transform, it is not 3-D, or there is no optimiser.
+        If there is no initial transform or no optimiser.
     ConfigError
         If a setting of the optimiser is out of range.
     """
     initial = settings.initial
     if initial is None:
         raise RegistrationError("there is no initial transform: call SetInitialTransform first")
-    if initial.GetDimension() != 3:
-        raise RegistrationError(f"the initial transform is {initial.GetDimension()}-D: a 3-D transform is expected")
     after = [] if settings.moving_initial is None else [settings.moving_initial]
     if initial.GetTransformEnum() == sitk.sitkComposite:
         composite = sitk.CompositeTransform(initial)
@@ -61,6 +59,8 @@ class Run:
         Makes the metric of a level.
     commands : Commands
         Called as things happen.
+    small_slopes : bool
+        See `Problem`.
 
     Attributes
     ----------
@@ -72,12 +72,20 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, fixed: Grid, moving: Grid, metric_of_level: MetricOfLevel, commands: Commands
+        self,
+        settings: Settings,
+        fixed: Grid,
+        moving: Grid,
+        metric_of_level: MetricOfLevel,
+        commands: Commands,
+        *,
+        small_slopes: bool = False,
     ) -> None:
         initial, self._after, self.optimizer = ingredients(settings)
-        self._given = initial
+        self._class = type(initial)
+        self._given: Any = settings.given if settings.in_place and _is_same(settings.given, initial) else initial
         in_place = settings.in_place and type(initial) is not sitk.Transform
-        self._initial = initial if in_place else sitk.Transform(initial).Downcast()
+        self._initial: Any = self._given if in_place else sitk.Transform(initial).Downcast()
         _take_centre(self._initial, settings.moving_initial)
         self.position = position_of(self._initial)
         self.problem: Problem | None = None
@@ -88,6 +96,7 @@ class Run:
         self._adaptor = LevelAdaptor(self.position, settings.bspline_factors, fixed)
         self._metric_of_level = metric_of_level
         self._commands = commands
+        self._small_slopes = small_slopes
         self._aborted = False
 
     def execute(self) -> Any:
@@ -123,6 +132,10 @@ class Run:
         """Scales of the parameters in use."""
         return () if self.problem is None else tuple(self.problem.scales.tolist())
 
+    def reached(self) -> Any:
+        """A copy of the transform as it now is, of the class of the initial one."""
+        return self._class(self._initial)
+
     def valid_points(self) -> int:
         """Number of points that counted in the last evaluation."""
         return 0 if self.problem is None else self.problem.metric.valid_points
@@ -143,8 +156,20 @@ class Run:
             np.array(settings.scales.values),
             np.array(settings.weights),
             self._commands.from_optimizer,
+            self._small_slopes,
         )
         self.optimizer.run(self.problem)
+
+
+def _is_same(given: Any, copy: Any) -> bool:
+    """Whether a transform is still what it was when it was copied."""
+    if given.GetTransformEnum() == sitk.sitkDisplacementField and given.GetNumberOfParameters() > 0:
+        fields = [sitk.DisplacementFieldTransform(t).GetDisplacementField() for t in (given, copy)]
+        first, second = (sitk.GetArrayViewFromImage(field) for field in fields)
+        return np.array_equal(first, second)
+    return bool(
+        given.GetParameters() == copy.GetParameters() and given.GetFixedParameters() == copy.GetFixedParameters()
+    )
 
 
 def _take_centre(transform: Any, moving_initial: Any) -> None:
@@ -156,10 +181,11 @@ def _take_centre(transform: Any, moving_initial: Any) -> None:
         composite = sitk.CompositeTransform(moving_initial)
         composite.FlattenTransform()
         parts = [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms())]
-    centres = [part.GetFixedParameters()[:3] for part in parts if _has_centre(part)]
+    axes = transform.GetDimension()
+    centres = [part.GetFixedParameters()[:axes] for part in parts if _has_centre(part)]
     if centres:
         parameters = transform.GetParameters()
-        transform.SetFixedParameters((*centres[-1], *transform.GetFixedParameters()[3:]))
+        transform.SetFixedParameters((*centres[-1], *transform.GetFixedParameters()[axes:]))
         transform.SetParameters(parameters)
 
 

@@ -1,42 +1,30 @@
 """What one unit of each parameter does to points, so that parameters of different units can share a step.
 
 The rules are those of ITK's `RegistrationParameterScalesEstimator` family. For linear transforms they look at the
-eight corner voxels of the virtual domain. For B-splines and displacement fields the scales look at a box of voxels
+corner voxels of the virtual domain. For B-splines and displacement fields the scales look at a box of voxels
 around its centre, and the size of a step at all voxels.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import interpolate
 
 from dsir_metric.geometry import Grid
+from dsir_metric.metric.transforms import point_map
 from dsir_metric.sitk.position import FieldPosition, Position
 from dsir_metric.sitk.settings import ScalesChoice
 
-__all__ = ["ScaleEstimator", "mapped_points"]
+__all__ = ["ScaleEstimator"]
 
 Vector = NDArray[np.float64]
-_FEW = 100  # up to so many points, asking for each is faster than setting up a filter
 _EPSILON = sys.float_info.epsilon
-
-
-def mapped_points(transform: Any, grid: Grid) -> Vector:
-    """Where the voxel centres of a grid go, (n, 3), x fastest, LPS mm."""
-    points = grid.points_mm().reshape(-1, 3)
-    if len(points) <= _FEW:
-        return np.array([transform.TransformPoint(point) for point in points.tolist()])
-    shift = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat64, grid.size, grid.origin_mm, grid.spacing_mm, grid.direction
-    )
-    return np.asarray(points + sitk.GetArrayViewFromImage(shift).reshape(-1, 3))
 
 
 @dataclass(frozen=True)
@@ -90,6 +78,21 @@ class ScaleEstimator:
         factor = self.choice.small_variation / largest
         return float(self._largest_shift(step * factor, self._step_grid) / factor)
 
+    def step_limit(self, step: Vector) -> float:
+        """What `step_scale` cannot exceed: for thousands of coefficients a quick bound, otherwise itself.
+
+        A B-spline moves no point further than the coefficient that moves furthest, nor does a field whose update is
+        smoothed. To ask all voxels, as `step_scale` does, takes longer than the metric on a sample of them.
+        """
+        position = self.position
+        averages = position.is_bspline or (isinstance(position, FieldPosition) and position.only_update_is_smoothed)
+        if not averages or not (self.moving_initial is None or self.moving_initial.IsLinear()):
+            return self.step_scale(step)
+        axes = -1 if position.is_field else 0
+        moves = step.reshape((-1, self._axes) if position.is_field else (self._axes, -1))
+        stretch = np.linalg.norm(self._in_unit(self._component_shifts()), 2)
+        return float(stretch * np.linalg.norm(moves, axis=axes).max(initial=0.0))
+
     @property
     def _is_local(self) -> bool:
         return self.position.is_field or self.position.is_bspline
@@ -98,7 +101,7 @@ class ScaleEstimator:
     def _corners(self) -> Grid:
         size = np.asarray(self.virtual.size)
         spacing = np.asarray(self.virtual.spacing_mm) * np.maximum(size - 1, 1)
-        return Grid(_ints(np.minimum(size, 2)), _floats(spacing), self.virtual.origin_mm, self.virtual.direction)
+        return replace(self.virtual, size=_ints(np.minimum(size, 2)), spacing_mm=_floats(spacing))
 
     @cached_property
     def _centre(self) -> Grid:
@@ -106,7 +109,7 @@ class ScaleEstimator:
         low = np.maximum(middle - self.choice.central_region_radius, 0)
         high = np.minimum(middle + self.choice.central_region_radius, np.asarray(self.virtual.size) - 1)
         origin = self.virtual.to_physical(low)
-        return Grid(_ints(high - low + 1), self.virtual.spacing_mm, _floats(origin), self.virtual.direction)
+        return replace(self.virtual, size=_ints(high - low + 1), origin_mm=_floats(origin))
 
     @property
     def _step_grid(self) -> Grid:
@@ -117,10 +120,16 @@ class ScaleEstimator:
         return self._centre if self._is_local else self._corners
 
     def _map(self, grid: Grid) -> Vector:
-        transform = self.position.transform
-        if self.moving_initial is not None:
-            transform = sitk.CompositeTransform([self.moving_initial, transform])
-        return mapped_points(transform, grid)
+        """Where the voxel centres of a grid go, (n, 3), x fastest, LPS mm."""
+        points = grid.points_mm().reshape(-1, 3)
+        return self._after(point_map(self.position.transform, self._axes).map(points))
+
+    def _after(self, points: Vector) -> Vector:
+        return points if self.moving_initial is None else point_map(self.moving_initial, self._axes).map(points)
+
+    @property
+    def _axes(self) -> int:
+        return self.virtual.dimension
 
     def _in_unit(self, shifts: Vector) -> Vector:
         return shifts @ self.moving.inverse_matrix.T if self.choice.kind == "index shift" else shifts
@@ -151,10 +160,8 @@ class ScaleEstimator:
         return np.asarray(np.outer(lengths, largest).ravel() * self.choice.small_variation)
 
     def _component_shifts(self) -> Vector:
-        """Where unit displacements along x, y, z go under the moving initial transform, at the centre; rows."""
-        units = np.vstack([np.zeros(3), np.eye(3)]) + self.virtual.centre_mm
-        if self.moving_initial is not None:
-            units = np.array([self.moving_initial.TransformPoint(p.tolist()) for p in units])
+        """Where unit displacements along each axis go under the moving initial transform, at the centre; rows."""
+        units = self._after(np.vstack([np.zeros(3), np.eye(3)[: self._axes]]) + self.virtual.centre_mm)
         return np.asarray(units[1:] - units[0])
 
     def _directional(self, step: Vector, grid: Grid) -> Vector:
@@ -190,17 +197,20 @@ def _offset_of_centre(position: FieldPosition, virtual: Grid) -> int:
     """Place of the first parameter of the voxel at the centre of the virtual domain."""
     middle = virtual.to_physical((np.asarray(virtual.size) - 1) // 2)
     x, y, z = np.clip(np.rint(position.grid.to_index(middle)).astype(int), 0, np.asarray(position.grid.size) - 1)
-    return 3 * int(np.ravel_multi_index((z, y, x), position.grid.shape))
+    return position.local_size * int(np.ravel_multi_index((z, y, x), position.grid.shape))
 
 
 def _basis(transform: Any, grid: Grid) -> tuple[Vector, Vector, Vector]:
-    """Values of the B-spline's one-dimensional basis functions at the points of a grid: (points, controls) an axis."""
-    fixed = transform.GetFixedParameters()
-    lattice = Grid(_ints(fixed[:3]), _floats(fixed[6:9]), _floats(fixed[3:6]), tuple(fixed[9:]))
+    """Values of the B-spline's one-dimensional basis functions at the points of a grid: (points, controls) an axis.
+
+    In 2-D, those along z are one everywhere.
+    """
+    lattice = Grid.of(transform.GetCoefficientImages()[0])
     order = transform.GetOrder()
     kernel = interpolate.BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2, extrapolate=False)
     index = lattice.to_index(grid.points_mm().reshape(-1, 3))
-    x, y, z = (np.nan_to_num(kernel(index[:, [d]] - np.arange(lattice.size[d]))) for d in range(3))
+    axes = [np.nan_to_num(kernel(index[:, [d]] - np.arange(lattice.size[d]))) for d in range(lattice.dimension)]
+    x, y, z = (*axes, np.ones((len(index), 1)))[:3]
     return x, y, z
 
 

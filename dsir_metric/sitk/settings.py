@@ -192,7 +192,11 @@ class ScalesChoice:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything `Execute` needs to know; one per method object, replaced whole by each setter."""
+    """Everything `Execute` needs to know; one per method object, replaced whole by each setter.
+
+    As in SimpleITK, images and transforms are those of the moment they were set: `initial` is a copy of `given`, which
+    a registration in place changes as long as nobody else has.
+    """
 
     metric: DNSCosine | None = None
     optimizer: OptimizerChoice | None = None
@@ -208,6 +212,7 @@ class Settings:
     moving_mask: sitk.Image | None = None
     virtual_domain: sitk.Image | None = None
     initial: sitk.Transform | None = None
+    given: sitk.Transform | None = None
     in_place: bool = False
     bspline_factors: tuple[int, ...] = ()
     fixed_initial: sitk.Transform | None = None

@@ -14,6 +14,7 @@ from dsir_metric.sitk.optimizers.base import Optimizer
 from dsir_metric.sitk.problem import WORST, Problem
 from dsir_metric.sitk.settings import (
     EACH_ITERATION,
+    NEVER,
     ONCE,
     GradientDescent,
     GradientDescentLineSearch,
@@ -28,7 +29,8 @@ Vector = NDArray[np.float64]
 class Descent(Optimizer):
     """The loop of all descents: evaluate, check convergence, advance.
 
-    The learning rate and the default of the longest step stay from one level to the next, as in ITK.
+    The learning rate and the default of the longest step stay from one level to the next, as in ITK. Only where the
+    slopes are small is that default one voxel of each level.
     """
 
     returns_best = False
@@ -40,6 +42,7 @@ class Descent(Optimizer):
         self._iterations = choice.numberOfIterations
         self._estimate = choice.estimateLearningRate
         self._longest_step = choice.maximumStepSizeInPhysicalUnits
+        self._one_voxel = self._longest_step <= sys.float_info.epsilon
         self._gradient = np.zeros(0)
         self._previous = np.zeros(0)
         self._best: tuple[float, Vector] = (WORST, np.zeros(0))
@@ -70,7 +73,8 @@ class Descent(Optimizer):
 
     def _start(self, problem: Problem) -> None:
         problem.prepare()
-        if problem.estimator is not None and self._longest_step <= sys.float_info.epsilon:
+        unknown = self._longest_step <= sys.float_info.epsilon
+        if problem.estimator is not None and (unknown or (self._one_voxel and problem.small_slopes)):
             self._longest_step = problem.estimator.maximum_step()
         self.stop_description = f"{self.itk_name}: "
         self.iteration = 0
@@ -104,6 +108,16 @@ class Descent(Optimizer):
         self.learning_rate = 1.0 if scale <= sys.float_info.epsilon else self._longest_step / scale
         return True
 
+    def _bounded(self, problem: Problem, rate: float) -> float:
+        """A learning rate, or less where the step it makes would be longer than the longest allowed.
+
+        ITK looks at the first step alone. Where that is taken on flat ground, the rate is too large for any slope.
+        """
+        if not problem.small_slopes or problem.estimator is None or self._estimate == NEVER:
+            return rate
+        scale = problem.estimator.step_limit(self._gradient)
+        return rate if rate * scale <= self._longest_step else self._longest_step / scale
+
 
 class GradientDescentOptimizer(Descent):
     """Steps of learning rate times gradient, until the metric values stop going down."""
@@ -127,7 +141,8 @@ class GradientDescentOptimizer(Descent):
 
     def _advance(self, problem: Problem) -> None:
         self._gradient = problem.scaled(self._gradient)
-        self._estimate_rate(problem)
+        if not self._estimate_rate(problem):
+            self.learning_rate = self._bounded(problem, self.learning_rate)
         self._gradient = self._gradient * self.learning_rate
         problem.position.step(self._gradient)
         problem.iterated()
@@ -148,7 +163,7 @@ class RegularStepOptimizer(Descent):
             )
         self._factor = choice.relaxationFactor
         self._shortest = choice.minStep
-        self._tolerance = choice.gradientMagnitudeTolerance
+        self._tolerance = self._smallest_gradient = choice.gradientMagnitudeTolerance
         self._relaxation = 1.0
 
     def _start(self, problem: Problem) -> None:
@@ -160,11 +175,13 @@ class RegularStepOptimizer(Descent):
     def _advance(self, problem: Problem) -> None:
         self._gradient, self._previous = problem.scaled(self._gradient), problem.scaled(self._previous)
         magnitude = float(np.linalg.norm(self._gradient))
-        if magnitude < self._tolerance:
+        if problem.small_slopes and self.iteration == 0:
+            self._smallest_gradient = self._tolerance * magnitude
+        if magnitude < self._smallest_gradient:
             self._finish(
                 problem,
                 f"Gradient magnitude tolerance met after {self.iteration} iterations. Gradient magnitude "
-                f"({magnitude:g}) is less than gradient magnitude tolerance ({self._tolerance:g}).",
+                f"({magnitude:g}) is less than gradient magnitude tolerance ({self._smallest_gradient:g}).",
             )
             return
         if self._gradient @ self._previous < 0:

@@ -32,7 +32,9 @@ class LineSearchOptimizer(GradientDescentOptimizer):
         self._gradient = self._direction(problem)
         low, high = self._limits
         rate = self.learning_rate
-        self.learning_rate = self._search(problem, rate * low, rate, rate * high)
+        most = self._bounded(problem, rate * high)
+        middle = min(rate, most) if most < rate * high else rate
+        self.learning_rate = self._search(problem, min(rate * low, middle), middle, most)
         self._gradient = self._gradient * self.learning_rate
         problem.position.step(self._gradient)
         problem.iterated()

@@ -35,7 +35,12 @@ class ScipyOptimizer(Optimizer):
         self._stopped = False
         self.iteration = 0
         problem.say()
-        self.metric_value = problem.metric.value(problem.position.transform)
+        slope = 1.0
+        if self.uses_derivative and problem.small_slopes:
+            self.metric_value, derivative = problem.metric.value_and_derivative(problem.position.transform)
+            slope = float(np.abs(derivative / unit).max(initial=0.0))
+        else:
+            self.metric_value = problem.metric.value(problem.position.transform)
 
         def evaluate(x: Vector) -> Any:
             problem.position.move_to(x / unit)
@@ -53,7 +58,11 @@ class ScipyOptimizer(Optimizer):
                 raise StopIteration
 
         result = optimize.minimize(
-            evaluate, problem.position.parameters * unit, jac=self.uses_derivative, callback=report, **self._arguments()
+            evaluate,
+            problem.position.parameters * unit,
+            jac=self.uses_derivative,
+            callback=report,
+            **self._arguments(slope),
         )
         problem.position.move_to(result.x / unit)
         self.metric_value = float(result.fun)
@@ -62,8 +71,8 @@ class ScipyOptimizer(Optimizer):
         problem.say()
 
     @abstractmethod
-    def _arguments(self) -> dict[str, Any]:
-        """Method, bounds and options of `scipy.optimize.minimize`."""
+    def _arguments(self, slope: float) -> dict[str, Any]:
+        """Method, bounds and options of `scipy.optimize.minimize`; tolerances of gradients are shares of `slope`."""
 
     def _unit(self, problem: Problem) -> Vector:
         """ITK's derivative-free optimisers move parameters times scales."""
@@ -81,7 +90,7 @@ class LBFGSBOptimizer(ScipyOptimizer):
         super().__init__()
         self._choice = choice
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
         lower = -np.inf if choice.lowerBound == sys.float_info.min else choice.lowerBound
         upper = np.inf if choice.upperBound == sys.float_info.max else choice.upperBound
@@ -89,7 +98,7 @@ class LBFGSBOptimizer(ScipyOptimizer):
             "method": "L-BFGS-B",
             "bounds": optimize.Bounds(lower, upper),
             "options": {
-                "gtol": choice.gradientConvergenceTolerance,
+                "gtol": choice.gradientConvergenceTolerance * slope,
                 "maxiter": choice.numberOfIterations,
                 "maxcor": choice.maximumNumberOfCorrections,
                 "maxfun": choice.maximumNumberOfFunctionEvaluations,
@@ -115,12 +124,12 @@ class LBFGS2Optimizer(ScipyOptimizer):
     def _unit(self, problem: Problem) -> Vector:
         return np.sqrt(super()._unit(problem))
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
         return {
             "method": "L-BFGS-B",
             "options": {
-                "gtol": choice.solutionAccuracy,
+                "gtol": choice.solutionAccuracy * slope,
                 "ftol": choice.deltaConvergenceTolerance if choice.deltaConvergenceDistance else 0.0,
                 "maxiter": choice.numberOfIterations or sys.maxsize,
                 "maxfun": sys.maxsize,
@@ -139,7 +148,7 @@ class PowellOptimizer(ScipyOptimizer):
         super().__init__()
         self._choice = choice
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
         return {
             "method": "Powell",
@@ -177,7 +186,7 @@ class AmoebaOptimizer(ScipyOptimizer):
                 return
             before = self.metric_value
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
         return {
             "method": "Nelder-Mead",
