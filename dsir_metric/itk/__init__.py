@@ -1,5 +1,6 @@
 """The ITK face (extra `itk`)."""
 
-from dsir_metric.itk.convert import to_itk
+from dsir_metric.itk.convert import from_itk, to_itk, to_sitk
+from dsir_metric.itk.transforms import transform_to_itk, transform_to_sitk
 
-__all__ = ["to_itk"]
+__all__ = ["from_itk", "to_itk", "to_sitk", "transform_to_itk", "transform_to_sitk"]
