@@ -1,6 +1,21 @@
-"""The ITK face (extra `itk`)."""
+"""The ITK face (extra `itk`): images, transforms, the metric and registration in ITK's own types.
+
+>>> from dsir_metric.itk import register
+>>> transform = register(itk.imread("fixed.nii.gz"), itk.imread("moving.nii.gz")).transform
+"""
 
 from dsir_metric.itk.convert import from_itk, to_itk, to_sitk
+from dsir_metric.itk.metric import DNSCosineImageToImageMetricv4
+from dsir_metric.itk.registration import ItkRegistration, register
 from dsir_metric.itk.transforms import transform_to_itk, transform_to_sitk
 
-__all__ = ["from_itk", "to_itk", "to_sitk", "transform_to_itk", "transform_to_sitk"]
+__all__ = [
+    "DNSCosineImageToImageMetricv4",
+    "ItkRegistration",
+    "from_itk",
+    "register",
+    "to_itk",
+    "to_sitk",
+    "transform_to_itk",
+    "transform_to_sitk",
+]

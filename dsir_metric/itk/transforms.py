@@ -140,7 +140,8 @@ def _checked(transform: Any) -> Any:
         raise DataError(f"a {type(transform).__name__} came; an itk transform is expected")
     if transform.GetInputSpaceDimension() != 3:
         raise ShapeError(f"a 3-D transform is expected; a {transform.GetInputSpaceDimension()}-D one came")
-    return load_itk().down_cast(transform)
+    own = load_itk().down_cast(transform)
+    return own
 
 
 def _unsupported(what: str) -> ConfigError:
