@@ -66,7 +66,7 @@ def transform_to_sitk(transform: Any) -> sitk.Transform:
         return sitk.Transform(3, sitk.sitkIdentity)
     if name not in _TEMPLATES:
         raise _unsupported(name)
-    out = getattr(sitk, name)(*((3,) if name in _TAKE_DIMENSION else ()))
+    out: sitk.Transform = getattr(sitk, name)(*((3,) if name in _TAKE_DIMENSION else ()))
     out.SetFixedParameters(list(transform.GetFixedParameters()))
     out.SetParameters(np.asarray(itk.array_view_from_vnl_vector(transform.GetParameters())).tolist())
     return out
@@ -140,8 +140,7 @@ def _checked(transform: Any) -> Any:
         raise DataError(f"a {type(transform).__name__} came; an itk transform is expected")
     if transform.GetInputSpaceDimension() != 3:
         raise ShapeError(f"a 3-D transform is expected; a {transform.GetInputSpaceDimension()}-D one came")
-    own = load_itk().down_cast(transform)
-    return own
+    return load_itk().down_cast(transform)
 
 
 def _unsupported(what: str) -> ConfigError:
