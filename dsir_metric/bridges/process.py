@@ -18,7 +18,7 @@ from dsir_metric.bridges.registry import engine
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField
 
-__all__ = ["run_commands", "run_engine"]
+__all__ = ["run_commands", "run_engine", "run_module"]
 
 _COMMANDS, _LOG = "commands.json", "engine.log"
 _THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -79,12 +79,28 @@ def run_commands(
         If the engine fails, crashes or takes longer than `timeout_s`; one line, with the last thing it said.
     """
     (folder / _COMMANDS).write_text(json.dumps({"threads": threads, "commands": commands}))
+    run_module(name, ["dsir_metric.bridges.worker", name, _COMMANDS], folder, threads, timeout_s)
+
+
+def run_module(name: str, call: Sequence[str], folder: Path, threads: int | None, timeout_s: float) -> None:
+    """Run a module with its arguments, python -m, in a process of its own, in `folder`; `name` begins the errors.
+
+    Raises
+    ------
+    RegistrationError
+        As `run_commands`.
+    """
     environment = os.environ | ({} if threads is None else dict.fromkeys(_THREADS, str(threads)))
-    call = [sys.executable, "-P", "-m", "dsir_metric.bridges.worker", name, _COMMANDS]
     with (folder / _LOG).open("wb") as log:
         try:
             code = subprocess.run(  # noqa: S603
-                call, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=timeout_s
+                [sys.executable, "-P", "-m", *call],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=timeout_s,
             ).returncode
         except subprocess.TimeoutExpired as error:
             raise RegistrationError(

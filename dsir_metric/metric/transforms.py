@@ -21,7 +21,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.metric import lattice
 from dsir_metric.metric.compiled import parallel
 
-__all__ = ["ChainMap", "LatticeMap", "LinearMap", "PointMap", "point_map"]
+__all__ = ["ChainMap", "LatticeMap", "LinearMap", "PointMap", "concrete", "point_map"]
 
 Points = NDArray[np.float64]
 _BLOCK = 4096  # points summed in one go; fixed, so that sums do not depend on the number of threads
@@ -250,30 +250,30 @@ def point_map(transform: sitk.Transform, dimension: int = 3) -> PointMap:
     """
     if transform.GetDimension() != dimension:
         raise ShapeError(f"a {dimension}-D transform is expected; a {transform.GetDimension()}-D one came")
-    concrete = _concrete(transform)
-    if isinstance(concrete, sitk.CompositeTransform):
-        count = concrete.GetNumberOfTransforms()
+    own = concrete(transform)
+    if isinstance(own, sitk.CompositeTransform):
+        count = own.GetNumberOfTransforms()
         if count == 0:
             raise ConfigError("a composite transform without transforms has no parameters to move: add one")
-        return ChainMap([point_map(concrete.GetNthTransform(i), dimension) for i in reversed(range(count))])
-    if isinstance(concrete, sitk.BSplineTransform):
-        return LatticeMap.of_bspline(concrete)
-    if isinstance(concrete, sitk.DisplacementFieldTransform):
-        return LatticeMap.of_field(concrete)
-    if concrete.IsLinear():
-        return LinearMap(concrete)
-    raise ConfigError(f"no derivative is known for a {concrete.GetName()}: use a linear, B-spline or displacement one")
+        return ChainMap([point_map(own.GetNthTransform(i), dimension) for i in reversed(range(count))])
+    if isinstance(own, sitk.BSplineTransform):
+        return LatticeMap.of_bspline(own)
+    if isinstance(own, sitk.DisplacementFieldTransform):
+        return LatticeMap.of_field(own)
+    if own.IsLinear():
+        return LinearMap(own)
+    raise ConfigError(f"no derivative is known for a {own.GetName()}: use a linear, B-spline or displacement one")
 
 
-def _concrete(transform: sitk.Transform) -> sitk.Transform:
+def concrete(transform: sitk.Transform) -> sitk.Transform:
     """The transform as its own class, where it came as the general `sitk.Transform`."""
     if type(transform) is not sitk.Transform:
         return transform
     try:
-        concrete: sitk.Transform = transform.Downcast()
+        own: sitk.Transform = transform.Downcast()
     except KeyError:  # SimpleITK 2.5 does not know every kind here; those it forgets are linear
         return transform
-    return concrete
+    return own
 
 
 def _matrix_and_offset(transform: sitk.Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

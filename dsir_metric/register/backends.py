@@ -57,6 +57,7 @@ _OURS = (
     Backend("sitk", "free-form deformation, compiled", "dsir_metric.register.deformable"),
     Backend("torch", "instance optimisation", "dsir_metric.torch.backend", Package("torch", "torch", "2.5")),
     Backend("lapirn", "registration network, LapIRN", "dsir_metric.register.lapirn"),
+    Backend("itk", "ITK v4 by itk-impact", "dsir_metric.itk.backend", Package("itk-impact", "itk-impact", "0.1.6")),
 )
 _ENGINES = (Backend(e.name, f"on {e.channels} channels", "dsir_metric.register.engine", e) for e in ENGINES.values())
 BACKENDS = {b.name: b for b in (*_OURS, *_ENGINES)}
