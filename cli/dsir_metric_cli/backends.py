@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric_cli.options import debug_option
@@ -16,7 +16,7 @@ __all__ = ["command"]
 @debug_option
 def command() -> None:
     """List the backends of `register`, whether each can be used here, and what to install for the others."""
-    table = Table("backend", "what", "package", "version", "", box=None)
+    table = Table("backend", "what", "package", "version", Column(overflow="fold"), box=None)
     for backend in BACKENDS.values():
         package = backend.package
         needs = ("built in", "", "ready")
