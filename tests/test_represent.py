@@ -166,7 +166,8 @@ def broken(value: float) -> sitk.Image:
         (broken(np.nan), DataError),
         (broken(np.inf), DataError),
         (sitk.Image([8, 8, 8], sitk.sitkFloat32), DataError),
-        (sitk.Image([8, 8], sitk.sitkFloat32), ShapeError),
+        (sitk.Image([8, 8], sitk.sitkFloat32), DataError),  # a slice without contrast
+        (sitk.Image([8, 1], sitk.sitkFloat32), ShapeError),
         (sitk.Image([8, 8, 8, 3], sitk.sitkFloat32), ShapeError),
         (sitk.Image([8, 8, 8], sitk.sitkVectorFloat32, 3), ShapeError),
     ],
