@@ -24,7 +24,8 @@ _COMMANDS = {
     "Models": {
         "models": "List, show and check models",
         "train": "Fine-tune a model on a folder of scans, or train one from a recipe",
-        "export": "Turn a checkpoint into a model file",
+        "export": "Turn a checkpoint into a model file, or a model into a repository for servers",
+        "serve": "Serve a model by HTTP and gRPC",
         "train-registration": "Train a registration network on representations",
     },
 }
