@@ -345,7 +345,7 @@ def _http_failure(error: Exception) -> Failure:
     if isinstance(error, OSError):
         return Failure(f"cannot be reached ({error})", worth_retrying=True)
     told = str(error) or type(error).__name__
-    if type(error).__name__ == "HTTPParseError":
+    if type(error).__name__ == "HTTPParseError" and "Incomplete" not in told:
         return Failure(f"does not speak HTTP there ({told}); is it the port for gRPC?")
     return Failure(f"the answer is truncated ({told})", worth_retrying=True)
 

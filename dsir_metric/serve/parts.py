@@ -47,7 +47,7 @@ def kserve_parts() -> SimpleNamespace:
             }
     except (ImportError, AttributeError, TypeError) as error:
         raise MissingDependencyError(
-            f"kserve cannot be imported ({error}); pip install 'dsir-metric[serve]', and be no client in the same process"
+            f"kserve cannot be imported ({error}); pip install 'dsir-metric[serve]', and be no client in this process"
         ) from error
     finally:
         sys.argv = kept
