@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from typing import Any
 
@@ -90,5 +91,6 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def main() -> None:
     """Entry point of the `dsir-metric` command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C++ core writes on stderr what an exception says as well
     warnings.showwarning = _warn
     app(prog_name="dsir-metric")
