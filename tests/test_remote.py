@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -404,7 +405,10 @@ def call(*arguments: object) -> Result:
 
 
 @BOTH
-def test_command_line(half_server: Server, tmp_path: Path, pair: PhantomPair, protocol: str) -> None:
+def test_command_line_without_onnx_runtime(
+    half_server: Server, settings: pytest.MonkeyPatch, tmp_path: Path, pair: PhantomPair, protocol: str
+) -> None:
+    settings.setitem(sys.modules, "onnxruntime", None)
     address = getattr(half_server, protocol)
     for name in ("fixed", "moving"):
         io.write_image(getattr(pair, name), tmp_path / f"{name}.nrrd")

@@ -31,7 +31,7 @@ class ServeConfig:
     precision : {"fp16", "fp32"}
         Of the descriptors that are answered.
     max_voxels : int
-        The largest image of one request. A request needs up to 2 GiB and 220 bytes a voxel.
+        The largest image of one request. A request needs up to 2 GiB and some 300 bytes a voxel.
     concurrency : int
         Requests that are computed at the same time.
     queue : int
