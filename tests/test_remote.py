@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from dsir_metric.phantom import PhantomPair
 from dsir_metric.represent import Representer, load_card, represent_pair, transport
 from dsir_metric.represent.remote import RemoteConfig
 from dsir_metric.represent.transport import Address, is_remote
+from dsir_metric.represent.wire import CARD, CROP, DESCRIPTORS, IMAGE, STRIDE, WINDOW
 from dsir_metric.represent.zoo import model_path
 from dsir_metric.sitk import ImageRegistrationMethod
 
@@ -279,33 +281,42 @@ def test_tls_with_an_authority_of_ones_own(
         assert len(b"".join(seen)) > 4 * 12 * 10 * 9
 
 
-def test_token_over_grpc_reaches_the_server(settings: pytest.MonkeyPatch) -> None:
-    """A gRPC server that lets nobody in, and writes down who came."""
+def test_what_goes_along_with_grpc_requests(settings: pytest.MonkeyPatch) -> None:
+    """A gRPC server that tells about its model, lets nobody use it, and writes down who asked for what."""
     import grpc
+    from tritonclient.grpc import service_pb2
 
     seen = []
 
-    class Nobody(grpc.GenericRpcHandler):
+    class Porter(grpc.GenericRpcHandler):
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            seen.append(dict(details.invocation_metadata).get("authorization"))
+            token = dict(details.invocation_metadata).get("authorization")
+            method = details.method.rpartition("/")[2]
             return grpc.unary_unary_rpc_method_handler(
-                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+                lambda asked, context: self.answer(method, token, asked, context)
             )
 
-    from concurrent.futures import ThreadPoolExecutor
+        def answer(self, method: str, token: str | None, asked: bytes, context: grpc.ServicerContext) -> bytes:
+            request = getattr(service_pb2, f"{method}Request").FromString(asked)
+            seen.append((method, token, request.version if method == "ModelMetadata" else request.model_version))
+            if method == "ModelInfer":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+            tensor = service_pb2.ModelMetadataResponse.TensorMetadata
+            told = [tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in (IMAGE, WINDOW, STRIDE, CROP)]
+            out = [tensor(name=name, datatype="FP16", shape=[-1]) for name in (DESCRIPTORS, CARD)]
+            return bytes(service_pb2.ModelMetadataResponse(inputs=told, outputs=out).SerializeToString())
 
-    server = grpc.server(ThreadPoolExecutor(1), handlers=[Nobody()])
-    port = server.add_insecure_port("127.0.0.1:0")
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Porter()])
+    address = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}/masrnet/versions/3"
     server.start()
     try:
-        text = refusal(f"grpc://127.0.0.1:{port}/masrnet")
-        assert "wants another token" in text
-        assert "DSIR_METRIC_TOKEN" in text
+        assert re.search("wants another token; .*DSIR_METRIC_TOKEN", refusal(address))
         settings.setenv("DSIR_METRIC_TOKEN", " s3cret\n")
-        assert "s3cret" not in refusal(f"grpc://127.0.0.1:{port}/masrnet")
+        assert "s3cret" not in refusal(address)
     finally:
         server.stop(None)
-    assert seen == [None, "Bearer s3cret"]
+    methods = ("ModelMetadata", "ModelInfer")
+    assert seen == [(method, token, "3") for token in (None, "Bearer s3cret") for method in methods]
 
 
 @pytest.mark.parametrize("address", ["http://example.org/v2/models/m", "grpc://example.org:8001/m"])

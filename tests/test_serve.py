@@ -154,23 +154,30 @@ def test_without_kserve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
-def ask(server: Server, protocol: str, given: Arrays, outputs: tuple[str, ...] = ("descriptors",)) -> Arrays:
-    """One request by tritonclient itself."""
+def ask(
+    server: Server, protocol: str, given: Arrays, outputs: tuple[str, ...] = ("descriptors",), *, named: bool = True
+) -> Arrays:
+    """One request by tritonclient itself, answered in bytes; `named`: it says which outputs it wants."""
     module = pytest.importorskip(f"tritonclient.{protocol}")
     kinds = {"float32": "FP32", "float64": "FP64", "int64": "INT64"}
     inputs = [module.InferInput(name, list(value.shape), kinds[value.dtype.name]) for name, value in given.items()]
     for entry, value in zip(inputs, given.values(), strict=True):
         entry.set_data_from_numpy(value)
     with module.InferenceServerClient(f"127.0.0.1:{server.port(protocol)}") as client:
-        wanted = [module.InferRequestedOutput(name) for name in outputs]
+        wanted = [module.InferRequestedOutput(name) for name in outputs] if named else None
         answer = client.infer("masrnet", inputs, outputs=wanted)
+        if protocol == "http":
+            assert not any("data" in answer.get_output(name) for name in outputs)
+        else:
+            assert len(answer.get_response().raw_output_contents) == len(outputs)
         return {name: answer.as_numpy(name) for name in outputs}
 
 
 @BOTH
-def test_descriptors_and_card(single_server: Server, local: Representer, protocol: str) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_descriptors_and_card(single_server: Server, local: Representer, protocol: str, named: bool) -> None:
     given = request(stride=np.array([3]), crop=np.array([[2, 0, 4], [14, 8, 17]]))
-    came = ask(single_server, protocol, given, ("card", "descriptors"))
+    came = ask(single_server, protocol, given, ("card", "descriptors"), named=named)
     scaled = IntensityRule("window", 100.0, 700.0).apply(given["image"][0, 0])
     assert np.abs(came["descriptors"][0] - local.describe(scaled)[2:14:3, 0:8:3, 4:17:3]).max() <= 1e-6
     assert Offer.from_bytes(came["card"].tobytes(), "") == Offer(local.card, 60000, "fp32")
@@ -321,6 +328,16 @@ def test_repository_stays(half_server: Server, protocol: str) -> None:
         with pytest.raises(exception, match="one model, which stays"):
             client.unload_model("masrnet")
         assert client.is_model_ready("masrnet")
+
+
+@BOTH
+def test_one_version(half_server: Server, protocol: str) -> None:
+    module = pytest.importorskip(f"tritonclient.{protocol}")
+    exception = pytest.importorskip("tritonclient.utils").InferenceServerException
+    with module.InferenceServerClient(f"127.0.0.1:{half_server.port(protocol)}") as client:
+        assert client.get_model_metadata("masrnet", "1")
+        with pytest.raises(exception, match="version 2 is not here; there is version 1"):
+            client.get_model_metadata("masrnet", "2")
 
 
 @BOTH

@@ -203,7 +203,7 @@ class RemoteNetwork:
         try:
             return self._ask(lambda: self._transport.infer(request, [CARD]))[CARD].tobytes()
         except RemoteError:
-            if _understands_text(self._transport, request):
+            if not self._address.scheme.startswith("grpc") and _understands_text(self._transport, request):
                 raise RemoteError(
                     f"{self._address.text}: cannot do binary tensors over HTTP; give its gRPC address, such as "
                     f"grpc://HOST:8001/{self._address.model}"

@@ -39,6 +39,8 @@ class Gate:
             await self._application({**scope, "path": path, "raw_path": path.encode()}, receive, send)
             return
         status, reason = refused
+        while status == 413 and (await receive()).get("more_body"):
+            pass  # who is still sending would not read why it is refused
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps({"error": reason}).encode()})
