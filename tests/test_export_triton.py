@@ -27,6 +27,7 @@ from dsir_metric_export import Deployment, export_triton  # noqa: E402
 from dsir_metric_export import triton as writing  # noqa: E402
 from dsir_metric_export.whole import whole_graph  # noqa: E402
 
+MODEL = "default"
 SHAPE = (21, 30, 19)
 LOW, HIGH = -37.3, 812.9
 
@@ -54,23 +55,22 @@ def image() -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def local(model_file: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def local(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the Representer makes of it."""
-    representer = Representer(model_file, device="cpu", threads=1)
+    representer = Representer(MODEL, device="cpu", threads=1)
     return representer(sitk.GetImageFromArray(image), IntensityRule("window", LOW, HIGH)).values
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 2**-12 + 1e-6)])
 @pytest.mark.parametrize("stride", [1, 3])
 def test_graph_equals_the_representer(
-    model_file: Path,
     image: NDArray[np.float32],
     local: NDArray[np.float32],
     precision: Any,
     tolerance: float,
     stride: int,
 ) -> None:
-    graph = whole_graph(model_file, Offer(load_card(model_file), 1000, precision))
+    graph = whole_graph(MODEL, Offer(load_card(MODEL), 1000, precision))
     for crop in ([[0, 0, 0], list(SHAPE)], [[5, 0, 9], [13, 30, 18]]):
         came = run(graph, image, crop, stride)
         box = tuple(slice(a, b, stride) for a, b in zip(*crop, strict=True))
@@ -79,20 +79,21 @@ def test_graph_equals_the_representer(
         assert np.abs(came[0].astype(np.float32) - local[box]).max() <= tolerance
 
 
-def test_padded_tile_gives_its_core(model_file: Path, image: NDArray[np.float32], local: NDArray[np.float32]) -> None:
-    card = load_card(model_file)
-    graph = whole_graph(model_file, Offer(card, 1000, "fp32"))
+def test_padded_tile_gives_its_core() -> None:
+    card = load_card(MODEL)
+    graph = whole_graph(MODEL, Offer(card, 10000, "fp32"))
     halo = -(-(card.halo + card.head_halo) // card.multiple) * card.multiple
-    assert halo < 14
-    came = run(graph, np.ascontiguousarray(image[:, 14 - halo :]), [[0, halo, 0], [21, halo + 16, 19]])
-    assert np.abs(came[0] - local[:, 14:]).max() <= 1e-6
-    less = run(graph, np.ascontiguousarray(image[:, 12:]), [[0, 2, 0], [21, 18, 19]])
-    assert np.abs(less[0] - local[:, 14:]).max() > 1e-4  # so the halo matters
+    image = np.random.default_rng(0).normal(300, 200, (9, halo + 40, 10)).astype(np.float32)
+    whole = run(graph, image, [[0] * 3, [9, halo + 40, 10]])[0, :, halo + 24 :]
+    came = run(graph, np.ascontiguousarray(image[:, 24:]), [[0, halo, 0], [9, halo + 16, 10]])[0]
+    assert np.abs(came - whole).max() <= 1e-6
+    less = run(graph, np.ascontiguousarray(image[:, halo + 16 :]), [[0, 8, 0], [9, 24, 10]])[0]
+    assert np.abs(less - whole).max() > 1e-4  # so the halo matters
 
 
-def test_graph_carries_the_card_and_the_same_weights(model_file: Path, tmp_path: Path) -> None:
-    card = load_card(model_file)
-    folder, _ = export_triton(tmp_path, model_file, Deployment(max_voxels=12345, precision="fp32"))
+def test_graph_carries_the_card_and_the_same_weights(tmp_path: Path) -> None:
+    card = load_card(MODEL)
+    folder, _ = export_triton(tmp_path, MODEL, Deployment(max_voxels=12345, precision="fp32"))
     file = folder / "1" / "model.onnx"
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
@@ -112,10 +113,10 @@ def test_graph_carries_the_card_and_the_same_weights(model_file: Path, tmp_path:
     assert told == Offer(card, 12345, "fp32")
 
 
-def test_configuration_fits_the_schema_of_triton(model_file: Path, tmp_path: Path) -> None:
+def test_configuration_fits_the_schema_of_triton(tmp_path: Path) -> None:
     text_format = pytest.importorskip("google.protobuf.text_format")
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    folder, _ = export_triton(tmp_path, model_file, Deployment("liver-mr", 3, instances=2))
+    folder, _ = export_triton(tmp_path, MODEL, Deployment("liver-mr", 3, instances=2))
     config = text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == ("liver-mr", "onnxruntime", 0)
     assert config.instance_group[0].count == 2
@@ -133,10 +134,10 @@ def test_configuration_fits_the_schema_of_triton(model_file: Path, tmp_path: Pat
         ]
 
 
-def test_warm_up_is_a_request_that_the_graph_answers(model_file: Path, tmp_path: Path) -> None:
+def test_warm_up_is_a_request_that_the_graph_answers(tmp_path: Path) -> None:
     text_format = pytest.importorskip("google.protobuf.text_format")
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    folder, _ = export_triton(tmp_path, model_file)
+    folder, _ = export_triton(tmp_path, MODEL)
     config = text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
     (request,) = config.model_warmup
     assert request.batch_size == 1  # of a model without batches, says the schema
@@ -157,10 +158,10 @@ def test_warm_up_is_a_request_that_the_graph_answers(model_file: Path, tmp_path:
     np.testing.assert_allclose(np.linalg.norm(descriptors.astype(np.float32), axis=-1), 1, atol=2e-3)
 
 
-def test_manifest_is_an_inference_service(model_file: Path, tmp_path: Path) -> None:
+def test_manifest_is_an_inference_service(tmp_path: Path) -> None:
     if find_spec("kserve") is None:  # not imported here: its protobuf messages and tritonclient's have the same names
         pytest.skip("kserve is not installed")
-    _, manifest = export_triton(tmp_path, model_file, Deployment("liver-mr", max_voxels=8_000_000))
+    _, manifest = export_triton(tmp_path, MODEL, Deployment("liver-mr", max_voxels=8_000_000))
     code = """
 import json, sys, yaml, kserve, kubernetes.client
 given = yaml.safe_load(open(sys.argv[1]))
@@ -183,10 +184,10 @@ print(json.dumps(given))
     assert given["spec"]["predictor"]["model"]["resources"]["limits"]["memory"] == "9Gi"
 
 
-def test_a_version_joins_those_that_are_there(model_file: Path, tmp_path: Path) -> None:
-    export_triton(tmp_path, model_file)
+def test_a_version_joins_those_that_are_there(tmp_path: Path) -> None:
+    export_triton(tmp_path, MODEL)
     first = (tmp_path / "masrnet" / "1" / "model.onnx").read_bytes()
-    export_triton(tmp_path, model_file, Deployment(version=2, precision="fp32"))
+    export_triton(tmp_path, MODEL, Deployment(version=2, precision="fp32"))
     assert (tmp_path / "masrnet" / "1" / "model.onnx").read_bytes() == first
     assert (tmp_path / "masrnet" / "2" / "model.onnx").is_file()
     assert not list(tmp_path.rglob(".*"))
@@ -200,12 +201,12 @@ def test_deployment_out_of_range(values: dict[str, Any]) -> None:
         Deployment(**values)
 
 
-def test_graph_that_differs_is_not_written(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = load_card(model_file)
+def test_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = load_card(MODEL)
     spoilt = type(card)(**{**card.__dict__, "reference": tuple(-r for r in card.reference)})
     monkeypatch.setattr(writing, "load_card", lambda _: spoilt)
     with pytest.raises(ParityError, match="graph for servers differs"):
-        export_triton(tmp_path / "repository", model_file)
+        export_triton(tmp_path / "repository", MODEL)
     assert not (tmp_path / "repository").exists()
 
 
@@ -220,8 +221,8 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["export", *(str(a) for a in arguments)])
 
 
-def test_command_writes_a_repository(model_file: Path, tmp_path: Path) -> None:
-    result = call("--triton", tmp_path / "r", "--model", model_file, "--fp32", "--name", "tiny", "--version", 4)
+def test_command_writes_a_repository(tmp_path: Path) -> None:
+    result = call("--triton", tmp_path / "r", "--model", MODEL, "--fp32", "--name", "tiny", "--version", 4)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r" / "tiny" / "4" / "model.onnx").is_file()
     assert "TYPE_FP32 dims: [1, -1, -1, -1, 24]" in (tmp_path / "r" / "tiny" / "config.pbtxt").read_text()
@@ -247,13 +248,13 @@ def test_command_refuses(arguments: list[str], message: str, tmp_path: Path, mon
     assert message in result.stderr
 
 
-def test_folder_that_cannot_be_written(model_file: Path, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        export_triton(tmp_path / "file", model_file)
+        export_triton(tmp_path / "file", MODEL)
 
 
-def test_command_needs_no_torch(model_file: Path, tmp_path: Path) -> None:
+def test_command_needs_no_torch(tmp_path: Path) -> None:
     code = "import sys\nfor name in ('torch', 'onnxscript', 'tritonclient', 'kserve'): sys.modules[name] = None\n"
     code += f"from dsir_metric_cli.main import app; app(['export', '--triton', {str(tmp_path / 'r')!r}])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

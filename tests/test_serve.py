@@ -374,21 +374,19 @@ def test_stop_finishes_what_runs(protocol: str, local: Representer) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--http-port", "{taken}", "--grpc-port", "0"], "choose another http port"),
-        (["--http-port", "0", "--grpc-port", "{taken}"], "choose another grpc port"),
+        (["--http-port", "{http}", "--grpc-port", "0"], "choose another http port"),
+        (["--http-port", "0", "--grpc-port", "{grpc}"], "choose another grpc port"),
         (["--host", "203.0.113.7"], "cannot be had"),
         (["--model", "cheese"], "there is no model"),
         (["--max-voxels", "0"], "max_voxels is 0"),
     ],
 )
-def test_server_that_cannot_start(options: list[str], message: str, tmp_path: Path) -> None:
-    if find_spec("kserve") is None:
-        pytest.skip("kserve is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        filled = [option.format(taken=taken.getsockname()[1]) for option in options]
-        answer = subprocess.run(
-            [sys.executable, "-c", MAIN, "serve", *filled], capture_output=True, text=True, timeout=60, cwd=tmp_path
-        )
+def test_server_that_cannot_start(half_server: Server, options: list[str], message: str, tmp_path: Path) -> None:
+    taken = {protocol: half_server.port(protocol) for protocol in ("http", "grpc")}
+    filled = [option.format(**taken) for option in options]
+    answer = subprocess.run(
+        [sys.executable, "-c", MAIN, "serve", *filled], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1, answer.stderr
     assert message in answer.stderr
