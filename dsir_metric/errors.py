@@ -12,6 +12,7 @@ __all__ = [
     "ModelFileError",
     "ParityError",
     "RegistrationError",
+    "RemoteError",
     "ShapeError",
 ]
 
@@ -46,6 +47,10 @@ class MissingDependencyError(DsirError, ImportError):
 
 class RegistrationError(DsirError):
     """A registration cannot start or cannot go on."""
+
+
+class RemoteError(DsirError):
+    """An inference server does not answer, refuses a request, or answers with something else than was asked for."""
 
 
 class ParityError(DsirError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from dsir_metric.phantom import PhantomPair, make_pair
 
 if TYPE_CHECKING:
     from dsir_metric_train.model import MasrNet
+    from servers import Server
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,26 @@ def model_file(network: MasrNet, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     export_network(network, path, recipe={"steps": 0}, data=[{"file": "a.nii.gz", "source": "none", "licence": "CC0"}])
     return path
+
+
+@pytest.fixture(scope="session")
+def half_server() -> Iterator[Server]:
+    """`dsir-metric serve` with its defaults: answers in half precision."""
+    yield from _server()
+
+
+@pytest.fixture(scope="session")
+def single_server() -> Iterator[Server]:
+    """`dsir-metric serve` in single precision, small, and busy with one request at a time."""
+    yield from _server("--fp32", "--max-voxels", 60000, "--queue", 0)
+
+
+def _server(*options: object) -> Iterator[Server]:
+    if find_spec("kserve") is None or find_spec("tritonclient") is None:
+        pytest.skip("kserve or tritonclient is not installed")
+    from servers import Server
+
+    server = Server(*options)
+    yield server
+    assert server.alive
+    assert server.stop() == 0

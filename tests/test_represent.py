@@ -15,7 +15,7 @@ from dsir_metric.errors import ConfigError, DataError, GeometryError, ModelFileE
 from dsir_metric.geometry import Grid
 from dsir_metric.represent import Representation, Representer
 from dsir_metric.represent.orientation import canonical_grid, canonical_view
-from dsir_metric.represent.representer import WORKING_BYTES
+from dsir_metric.represent.tiled import WORKING_BYTES
 from dsir_metric.represent.tiling import choose_core, tiles
 
 SIZES = st.tuples(*[st.integers(1, 40)] * 3)
@@ -193,7 +193,7 @@ def test_network_that_diverged(model_file: Path, monkeypatch: pytest.MonkeyPatch
     def diverged(features: np.ndarray) -> np.ndarray:
         return np.full((*features.shape[1:], 24), np.nan, np.float32)
 
-    monkeypatch.setattr(representer._network, "descriptors", diverged)
+    monkeypatch.setattr(representer.local.network, "descriptors", diverged)
     with pytest.raises(ModelFileError, match="NaN or infinite"):
         representer(scan((9, 8, 7)))
 

@@ -65,7 +65,7 @@ def test_what_cannot_be_described_is_refused(pair: PhantomPair, monkeypatch: pyt
 
 def test_cuda_is_where_its_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
     representer = Representer(device="cpu", threads=1)
-    monkeypatch.setattr(representer.network, "provider", "CUDAExecutionProvider")
+    monkeypatch.setattr(representer.local.network, "provider", "CUDAExecutionProvider")
     assert network_device(representer) == torch.device("cuda:0")
     with pytest.raises(ConfigError, match="cuda:0"):
         describe(representer, torch.zeros(4, 4, 4))

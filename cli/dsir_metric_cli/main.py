@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from typing import Any
 
@@ -24,7 +25,8 @@ _COMMANDS = {
     "Models": {
         "models": "List, show and check models",
         "train": "Fine-tune a model on a folder of scans, or train one from a recipe",
-        "export": "Turn a checkpoint into a model file",
+        "export": "Turn a checkpoint into a model file, or a model into a repository for servers",
+        "serve": "Serve a model by HTTP and gRPC",
         "train-registration": "Train a registration network on representations",
     },
 }
@@ -89,5 +91,6 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def main() -> None:
     """Entry point of the `dsir-metric` command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C++ core writes on stderr what an exception says as well
     warnings.showwarning = _warn
     app(prog_name="dsir-metric")

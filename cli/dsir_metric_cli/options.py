@@ -34,7 +34,9 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs."),
-        click.option("--model", metavar="NAME|FILE", help="Model: a name that `models` lists, or an .onnx file."),
+        click.option(
+            "--model", metavar="NAME|FILE|URL", help="Model: a name that `models` lists, an .onnx file, or an address."
+        ),
     ):
         function = option(function)
     return function

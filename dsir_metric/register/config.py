@@ -219,7 +219,7 @@ class RegisterConfig:
     backend : str
         What does the deformable stage, a name of `BACKENDS`.
     model : str
-        Name or path of the model that makes the representations.
+        Name, path or address of the model that makes the representations.
     device : str
         "auto", "cpu" or "cuda", for the representations and the backend torch.
     threads : int, optional

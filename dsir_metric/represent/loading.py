@@ -12,6 +12,7 @@ from dsir_metric.errors import ModelFileError
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.probe import feature_reach, head_reach, probe_volume, repeats
+from dsir_metric.represent.remote import RemoteNetwork, is_remote
 from dsir_metric.represent.runtime import open_session
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric.represent.zoo import model_path
@@ -28,14 +29,19 @@ def load_card(model: str | Path) -> ModelCard:
     Parameters
     ----------
     model : str or Path
-        "default", another name in the package's `models` folder, or a file.
+        "default", another name in the package's `models` folder, a file, or the address of a model on a server, whose
+        card is taken as it is.
 
     Raises
     ------
     ModelFileError
         If there is no such model, the file is no ONNX, it has no card or one of another format, or the card has other
         entries, channels, weights or reach than the file.
+    ConfigError, MissingDependencyError, RemoteError
+        See `RemoteNetwork`.
     """
+    if is_remote(model):
+        return RemoteNetwork(str(model)).card
     path = model_path(model)
     network = _open(path)
     for _ in _fits(network, path):

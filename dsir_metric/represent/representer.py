@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ConfigError, DataError, ModelFileError
+from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import open_network
-from dsir_metric.represent.network import Network
 from dsir_metric.represent.orientation import canonical_view
+from dsir_metric.represent.remote import RemoteNetwork, is_remote
 from dsir_metric.represent.representation import Representation
-from dsir_metric.represent.tiling import Shape, Tile, choose_core, tiles
+from dsir_metric.represent.tiled import TiledNetwork
 
 __all__ = ["Representer"]
-
-WORKING_BYTES = 2 << 30
 
 
 class Representer:
@@ -31,29 +28,33 @@ class Representer:
     Parameters
     ----------
     model : str or Path
-        "default", another shipped model, or an .onnx file made by `dsir-metric export`.
+        "default", another shipped model, an .onnx file made by `dsir-metric export`, or the address of a model on an
+        inference server, such as "grpc://host:8001/masrnet"; see `dsir_metric.represent.remote`.
     device : str
-        "auto" (CUDA where it runs, else the CPU), "cpu" or "cuda" (the CPU with a warning where it does not run).
+        "auto" (CUDA where it runs, else the CPU), "cpu" or "cuda" (the CPU with a warning where it does not run). Of no
+        effect on a server's model.
     threads : int or None
-        CPU threads; None for every core.
+        CPU threads; None for every core. Of no effect on a server's model.
     tile : int or None
-        Edge of a tile's core in voxels. None takes the largest that needs about 2 GiB of working memory. The result is
-        the same, bit for bit.
+        Edge of a tile's core in voxels. None takes the largest that needs about 2 GiB of working memory, or that the
+        server takes. The result is the same, bit for bit.
 
     Attributes
     ----------
     card : ModelCard
     provider : str
-        What runs the network, in ONNX Runtime's words.
+        What runs the network, in ONNX Runtime's words; or a server's address and the precision of its answers.
 
     Raises
     ------
     ModelFileError
         If the model is absent, no ONNX, or has no card that fits it, see `load_card`.
     MissingDependencyError
-        If ONNX Runtime is absent or installed twice.
+        If ONNX Runtime is absent or installed twice, or what talks to servers is absent.
     ConfigError
-        If `device`, `threads` or `tile` is out of range.
+        If `device`, `threads` or `tile` is out of range, or an address is none.
+    RemoteError
+        If a server does not answer, or has another model.
 
     Examples
     --------
@@ -70,13 +71,16 @@ class Representer:
     ) -> None:
         if tile is not None and tile < 1:
             raise ConfigError(f"tile is {tile}; give the edge of a tile in voxels, or none to have it chosen")
-        self._network = open_network(model, device, threads)
-        self._tile = tile
+        self._network: TiledNetwork | RemoteNetwork
+        if is_remote(model):
+            self._network = RemoteNetwork(str(model), tile)
+        else:
+            self._network = TiledNetwork(open_network(model, device, threads), tile)
 
     @property
-    def network(self) -> Network:
-        """The open model."""
-        return self._network
+    def local(self) -> TiledNetwork | None:
+        """The open model of this machine; None where a server has it."""
+        return self._network if isinstance(self._network, TiledNetwork) else None
 
     @property
     def card(self) -> ModelCard:
@@ -85,7 +89,7 @@ class Representer:
 
     @property
     def provider(self) -> str:
-        """Execution provider in use."""
+        """Execution provider in use, or the server."""
         return self._network.provider
 
     @property
@@ -116,15 +120,16 @@ class Representer:
             See `dsir_metric.io.check_image`; DataError also if the intensity rule leaves no contrast.
         ConfigError
             If `intensity` is unknown.
-        ModelFileError
-            If the network answers with NaN or infinity.
+        ModelFileError, RemoteError
+            If the network, here or on a server, answers with NaN or infinity; RemoteError also if no answer comes.
         """
         scaled, grid, rule = self.prepare(image, intensity, plane=True)
         values = np.empty((*grid.shape, self.card.channels), np.float32)
+        out = canonical_view(values, grid)
         if grid.dimension == 2:
-            canonical_view(values, grid)[:] = self._middle_of_slab(scaled)
+            out[:] = self._middle_of_slab(scaled)
         else:
-            self._describe(self._features(scaled), canonical_view(values, grid))
+            self._network.describe(scaled, out)
         return Representation(values, grid, self.provenance(rule))
 
     def prepare(
@@ -164,54 +169,19 @@ class Representer:
         """The intensity rule that `intensity` names, for an image with these values."""
         return resolve_intensity(values, self.card.intensity if intensity == "auto" else intensity)
 
-    def image_tiles(self, shape: Shape) -> Iterator[Tile]:
-        """Tiles of a volume (z, y, x) for the first half of the network."""
-        card = self.card
-        return tiles(shape, self._core(shape, card.halo, card.multiple, card.bytes_per_voxel), card.halo)
-
-    def feature_tiles(self, shape: Shape) -> Iterator[Tile]:
-        """Tiles of a feature map of a volume (z, y, x) for the second half of the network."""
-        card = self.card
-        return tiles(shape, self._core(shape, card.head_halo, 1, card.head_bytes_per_voxel), card.head_halo)
-
-    def diverged(self) -> ModelFileError:
-        """What to raise when the network answers with NaN or infinity."""
-        name = self.card.name
-        return ModelFileError(f"model {name!r} made NaN or infinite descriptors; export or train it again")
-
-    def _features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Feature map (features, z, y, x) of a whole volume (z, y, x) in [0, 1]."""
-        features = np.empty((self.card.features, *scaled.shape), np.float32)
-        for tile in self.image_tiles(scaled.shape):
-            features[:, *tile.core] = self._network.features(scaled[tile.source])[:, *tile.inner]
-        return features
+    def describe(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Descriptors (z, y, x, channels) of a volume (z, y, x) as `prepare` makes it."""
+        values = np.empty((*scaled.shape, self.card.channels), np.float32)
+        self._network.describe(scaled, values)
+        return values
 
     def _middle_of_slab(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
         """Descriptors (1, y, x, channels) of a slice (1, y, x) amid `halo` others like it.
 
         Twice as many would leave nothing else to be seen; the cosine with those descriptors is above 0.9999.
         """
-        card = self.card
-        depth, middle = card.halo + 1, card.halo // 2
-        features = self._features(np.broadcast_to(scaled, (depth, *scaled.shape[1:])))
-        low, high = max(middle - card.head_halo, 0), min(middle + card.head_halo + 1, depth)
-        values = np.empty((high - low, *scaled.shape[1:], card.channels), np.float32)
-        self._describe(features[:, low:high], values)
-        return values[[middle - low]]
-
-    def _describe(self, features: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Descriptors of a whole feature map, written into `out` (z, y, x, channels)."""
-        for tile in self.feature_tiles(out.shape[:3]):
-            piece = self._network.descriptors(features[:, *tile.source])[tile.inner]
-            if not np.isfinite(np.vdot(piece, piece)):
-                raise self.diverged()
-            out[tile.core] = piece
-
-    def _core(self, shape: Shape, halo: int, multiple: int, bytes_per_voxel: int) -> Shape:
-        if self._tile is not None:
-            edge = -(-self._tile // multiple) * multiple
-            return (edge, edge, edge)
-        return choose_core(shape, halo, multiple, WORKING_BYTES // bytes_per_voxel)
+        middle = self.card.halo // 2
+        return self.describe(np.broadcast_to(scaled, (self.card.halo + 1, *scaled.shape[1:])))[[middle]]
 
     def provenance(self, rule: IntensityRule) -> dict[str, object]:
         """What made descriptors of an image that `rule` scaled; see `Representation`."""

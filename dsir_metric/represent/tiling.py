@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-__all__ = ["Tile", "choose_core", "tiles"]
+__all__ = ["Shape", "Tile", "choose_core", "core_of", "tiles"]
 
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
@@ -44,6 +44,13 @@ def tiles(shape: Shape, core: Shape, halo: int) -> Iterator[Tile]:
     for start in product(*(range(0, n, c) for n, c in zip(shape, core, strict=True))):
         axes = [_along(s, n, c, halo) for s, n, c in zip(start, shape, core, strict=True)]
         yield Tile(*((z, y, x) for z, y, x in zip(*axes, strict=True)))
+
+
+def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int) -> Shape:
+    """Core of the tiles of a volume: a cube of `edge` voxels, or more for a `multiple`; or what `choose_core` takes."""
+    if edge is None:
+        return choose_core(shape, halo, multiple, most_voxels)
+    return (_ceil(edge, multiple),) * 3
 
 
 def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int) -> Shape:

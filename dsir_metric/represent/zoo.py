@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from dsir_metric.errors import ModelFileError
+from dsir_metric.represent.transport import is_remote
 
 __all__ = ["model_path", "shipped_models"]
 
@@ -28,11 +29,13 @@ def model_path(model: str | Path) -> Path:
     Raises
     ------
     ModelFileError
-        If it is neither.
+        If it is neither, or the address of a server.
     """
     shipped = shipped_models()
     if isinstance(model, str) and model in shipped:
         return shipped[model]
+    if is_remote(model):
+        raise ModelFileError(f"{model} is on a server; a file or one of the names {', '.join(shipped)} is needed here")
     path = Path(model)
     if not path.is_file():
         close = difflib.get_close_matches(str(model), shipped, n=1, cutoff=0.5)

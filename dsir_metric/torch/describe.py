@@ -14,12 +14,13 @@ from dsir_metric.represent import Representer
 from dsir_metric.represent.intensity import IntensityRule
 from dsir_metric.represent.network import Memory
 from dsir_metric.represent.orientation import canonical_axes
+from dsir_metric.represent.tiled import TiledNetwork
 
 __all__ = ["describe", "describe_image", "network_device"]
 
 
 def network_device(representer: Representer) -> torch.device:
-    """Where the network of `representer` runs, and `describe` wants its volumes."""
+    """Where the network of `representer` runs, and `describe` wants its volumes; the CPU where a server has it."""
     return torch.device("cuda:0" if representer.provider == "CUDAExecutionProvider" else "cpu")
 
 
@@ -55,8 +56,11 @@ def describe(representer: Representer, volume: Tensor) -> Tensor:
             f"volume is {volume.dtype} on {volume.device}; the network runs on {device} and takes float32 there: "
             "move the volume, or open the Representer with another device"
         )
-    out = torch.empty(*volume.shape, representer.card.channels, device=device)
-    _describe(representer, _features(representer, volume.detach()), out, ())
+    local = representer.local
+    if local is None:
+        return torch.from_numpy(representer.describe(volume.detach().numpy()))
+    out = torch.empty(*volume.shape, local.card.channels, device=device)
+    _describe(local, _features(local, volume.detach()), out, ())
     return out
 
 
@@ -76,38 +80,41 @@ def describe_image(representer: Representer, image: sitk.Image, intensity: str |
     Tensor of float32, shape (z, y, x, channels)
         On `network_device(representer)`, contiguous.
     """
+    local = representer.local
+    if local is None:
+        return torch.from_numpy(representer(image, intensity).values)
     scaled, grid, _ = representer.prepare(image, intensity)
     device = network_device(representer)
     order, flips = canonical_axes(grid)
-    out = torch.empty(*grid.shape, representer.card.channels, device=device)
-    _describe(representer, _features(representer, torch.from_numpy(scaled).to(device)), out.permute(*order, 3), flips)
+    out = torch.empty(*grid.shape, local.card.channels, device=device)
+    _describe(local, _features(local, torch.from_numpy(scaled).to(device)), out.permute(*order, 3), flips)
     return out
 
 
-def _features(representer: Representer, volume: Tensor) -> Tensor:
+def _features(local: TiledNetwork, volume: Tensor) -> Tensor:
     """Feature map (features, z, y, x) of a volume (z, y, x) in [0, 1]."""
-    count = representer.card.features
+    count = local.card.features
     features = torch.empty(count, *volume.shape, device=volume.device)
-    for tile in representer.image_tiles(_shape(volume)):
+    for tile in local.image_tiles(_shape(volume)):
         source = volume[tile.source].contiguous()
         piece = torch.empty(count, *source.shape, device=volume.device)
         _wait(volume.device)
-        representer.network.features_into(_memory(source[None, None]), _memory(piece[None]))
+        local.network.features_into(_memory(source[None, None]), _memory(piece[None]))
         features[:, *tile.core] = piece[:, *tile.inner]
     return features
 
 
-def _describe(representer: Representer, features: Tensor, out: Tensor, flips: tuple[int, ...]) -> None:
+def _describe(local: TiledNetwork, features: Tensor, out: Tensor, flips: tuple[int, ...]) -> None:
     """Descriptors of a whole feature map, written into `out` (z, y, x, channels), whose axes `flips` run backwards."""
     shape = _shape(features[0])
-    for tile in representer.feature_tiles(shape):
+    for tile in local.feature_tiles(shape):
         source = features[:, *tile.source].contiguous()
         piece = torch.empty(*source.shape[1:], out.shape[3], device=out.device)
         _wait(out.device)
-        representer.network.descriptors_into(_memory(source[None]), _memory(piece[None]))
+        local.network.descriptors_into(_memory(source[None]), _memory(piece[None]))
         inner = piece[tile.inner]
         if not torch.isfinite(torch.linalg.vector_norm(inner)):
-            raise representer.diverged()
+            raise local.diverged()
         target = tuple(_mirrored(s, shape[k]) if k in flips else s for k, s in enumerate(tile.core))
         out[target] = inner.flip(flips) if flips else inner
 

@@ -1,0 +1,97 @@
+"""What a request passes before kserve: the largest size, the one version there is, and no repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+from dsir_metric.serve.config import VERSION, ServeConfig
+
+__all__ = ["Gate", "servicer"]
+
+_STAYS = "this server has one model, which stays"
+Scope = dict[str, Any]
+Application = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class Gate:
+    """Before the HTTP application.
+
+    Parameters
+    ----------
+    application : ASGI application
+    config : ServeConfig
+    """
+
+    def __init__(self, application: Application, config: ServeConfig) -> None:
+        self._application = application
+        self._most_bytes = config.request_bytes
+        self._versions = re.compile(rf"(/v2/models/{re.escape(config.name)})/versions/([^/]+)")
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer what is refused, and pass on the rest without its version."""
+        refused = self._refusal(scope)
+        if refused is None:
+            path = self._versions.sub(r"\1", scope["path"])
+            await self._application({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+            return
+        status, reason = refused
+        while status == 413 and (await receive()).get("more_body"):
+            pass  # who is still sending would not read why it is refused
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps({"error": reason}).encode()})
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason."""
+        found = self._versions.match(scope["path"])
+        if found and found[2] != VERSION:
+            return 404, _absent(found[2])
+        if scope["path"].startswith("/v2/repository"):
+            return 404, _STAYS
+        if scope["method"] == "POST":
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            if not length.isdigit():
+                return 411, "a request must say how long it is (content-length)"
+            if int(length) > self._most_bytes:
+                return 413, f"the request has {int(length)} bytes; this server takes {self._most_bytes}: send tiles"
+        return None
+
+
+def servicer(kserve: SimpleNamespace, plane: Any) -> Any:
+    """kserve's answers to gRPC requests, but for versions and for the repository."""  # noqa: D403
+
+    def refuse(reason: str) -> None:
+        absent = kserve.ModelNotFound()
+        absent.reason = reason
+        raise absent
+
+    def check(version: str) -> None:
+        if version not in ("", VERSION):
+            refuse(_absent(version))
+
+    class Servicer(kserve.InferenceServicer):  # type: ignore[misc, name-defined]
+        """Size is limited by the gRPC server itself."""
+
+        async def ModelInfer(self, request: Any, context: Any) -> Any:
+            check(request.model_version)
+            return await super().ModelInfer(request, context)
+
+        async def ModelMetadata(self, request: Any, context: Any) -> Any:
+            check(request.version)
+            return await super().ModelMetadata(request, context)
+
+        async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+            refuse(_STAYS)
+
+        async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+            refuse(_STAYS)
+
+    return Servicer(plane, kserve.ModelRepositoryExtension(plane.model_registry))
+
+
+def _absent(version: str) -> str:
+    return f"version {version} is not here; there is version {VERSION}"
