@@ -16,7 +16,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.represent import Representation, Representer
 from dsir_metric.represent.orientation import canonical_grid, canonical_view
 from dsir_metric.represent.tiled import WORKING_BYTES
-from dsir_metric.represent.tiling import choose_core, tiles
+from dsir_metric.represent.tiling import choose_core, cropped, tiles
 
 SIZES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -47,6 +47,19 @@ def test_cores_cover_the_volume_once(shape, core, halo) -> None:
         for source, inside, n in zip(tile.source, tile.core, shape, strict=True):
             assert source.start == max(inside.start - halo, 0)
             assert source.stop == min(inside.stop + halo, n)
+    assert (times == 1).all()
+
+
+@given(shape=SIZES, core=SIZES, halo=st.integers(0, 9), data=st.data())
+def test_cores_of_a_crop_cover_it_once(shape, core, halo, data) -> None:
+    ends = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
+    crop = tuple(slice(*end) for end in ends)
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    wanted = numbers[crop]
+    times = np.zeros(wanted.shape, int)
+    for tile in cropped(tiles(shape, core, halo), crop):  # type: ignore[arg-type]
+        times[tile.core] += 1
+        np.testing.assert_array_equal(numbers[tile.source][tile.inner], wanted[tile.core])
     assert (times == 1).all()
 
 

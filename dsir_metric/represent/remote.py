@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError, RemoteError
 from dsir_metric.represent.card import ModelCard
-from dsir_metric.represent.tiling import Shape, Tile, core_of, tiles
+from dsir_metric.represent.tiling import Box, Shape, Tile, core_of, cropped, tiles
 from dsir_metric.represent.transport import (
     Access,
     Address,
@@ -140,8 +140,8 @@ class RemoteNetwork:
         """Address of the model, and the precision of its answers."""
         return f"{self._address.text}, {self.offer.precision}"
 
-    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the descriptors of a volume (z, y, x) in [0, 1] into `out` (z, y, x, channels).
+    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32], crop: Box | None = None) -> None:
+        """Write the descriptors of a volume (z, y, x) in [0, 1], or of a `crop` of it, into `out` (z, y, x, channels).
 
         Raises
         ------
@@ -151,6 +151,8 @@ class RemoteNetwork:
             If the tiles are larger than what the server takes.
         """
         pieces = self._plan(scaled.shape)
+        if crop is not None:
+            pieces = list(cropped(pieces, crop))
         halt = threading.Event()
 
         def fetch(tile: Tile) -> None:

@@ -125,11 +125,10 @@ class Representer:
         """
         scaled, grid, rule = self.prepare(image, intensity, plane=True)
         values = np.empty((*grid.shape, self.card.channels), np.float32)
-        out = canonical_view(values, grid)
         if grid.dimension == 2:
-            out[:] = self._middle_of_slab(scaled)
+            self._describe_slice(scaled, canonical_view(values, grid))
         else:
-            self._network.describe(scaled, out)
+            self._network.describe(scaled, canonical_view(values, grid))
         return Representation(values, grid, self.provenance(rule))
 
     def prepare(
@@ -175,13 +174,15 @@ class Representer:
         self._network.describe(scaled, values)
         return values
 
-    def _middle_of_slab(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Descriptors (1, y, x, channels) of a slice (1, y, x) amid `halo` others like it.
+    def _describe_slice(self, scaled: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write the descriptors of a slice (1, y, x) amid `halo` others like it into `out` (1, y, x, channels).
 
         Twice as many would leave nothing else to be seen; the cosine with those descriptors is above 0.9999.
         """
-        middle = self.card.halo // 2
-        return self.describe(np.broadcast_to(scaled, (self.card.halo + 1, *scaled.shape[1:])))[[middle]]
+        depth, middle = self.card.halo + 1, self.card.halo // 2
+        _, y, x = scaled.shape
+        slab = np.broadcast_to(scaled, (depth, y, x))
+        self._network.describe(slab, out, (slice(middle, middle + 1), slice(0, y), slice(0, x)))
 
     def provenance(self, rule: IntensityRule) -> dict[str, object]:
         """What made descriptors of an image that `rule` scaled; see `Representation`."""

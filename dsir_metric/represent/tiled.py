@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import ModelFileError
 from dsir_metric.represent.network import Network
-from dsir_metric.represent.tiling import Shape, Tile, core_of, tiles
+from dsir_metric.represent.tiling import Box, Shape, Tile, core_of, tiles
 
 __all__ = ["WORKING_BYTES", "TiledNetwork"]
 
@@ -36,15 +36,24 @@ class TiledNetwork:
         """Execution provider in use."""
         return self.network.provider
 
-    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the descriptors of a volume (z, y, x) in [0, 1] into `out` (z, y, x, channels).
+    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32], crop: Box | None = None) -> None:
+        """Write the descriptors of a volume (z, y, x) in [0, 1], or of a `crop` of it, into `out` (z, y, x, channels).
 
         Raises
         ------
         ModelFileError
             If the network answers with NaN or infinity.
         """
-        self.describe_features(self.features(scaled), out)
+        features = self.features(scaled)
+        if crop is None:
+            self.describe_features(features, out)
+            return
+        halo = self.card.head_halo
+        near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
+        features = np.ascontiguousarray(features[:, *near])
+        values = np.empty((*features.shape[1:], self.card.channels), np.float32)
+        self.describe_features(features, values)
+        out[:] = values[tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))]
 
     def features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feature map (features, z, y, x) of a whole volume (z, y, x) in [0, 1]."""

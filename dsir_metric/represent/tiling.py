@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-__all__ = ["Shape", "Tile", "choose_core", "core_of", "tiles"]
+__all__ = ["Box", "Shape", "Tile", "choose_core", "core_of", "cropped", "tiles"]
 
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
@@ -46,6 +46,16 @@ def tiles(shape: Shape, core: Shape, halo: int) -> Iterator[Tile]:
         yield Tile(*((z, y, x) for z, y, x in zip(*axes, strict=True)))
 
 
+def cropped(pieces: Iterable[Tile], crop: Box) -> Iterator[Tile]:
+    """What tiles of a volume have of a box in it; cores are then counted from the box's first voxel."""
+    for tile in pieces:
+        parts = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(tile.core, crop, strict=True)]
+        if all(part.start < part.stop for part in parts):
+            z, y, x = (_moved(part, -box.start) for part, box in zip(parts, crop, strict=True))
+            inner = (_moved(part, -source.start) for part, source in zip(parts, tile.source, strict=True))
+            yield Tile(tile.source, (z, y, x), (next(inner), next(inner), next(inner)))
+
+
 def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int) -> Shape:
     """Core of the tiles of a volume: a cube of `edge` voxels, or more for a `multiple`; or what `choose_core` takes."""
     if edge is None:
@@ -76,6 +86,10 @@ def _along(start: int, size: int, core: int, halo: int) -> tuple[slice, slice, s
     stop = min(start + core, size)
     low, high = max(start - halo, 0), min(stop + halo, size)
     return slice(low, high), slice(start, stop), slice(start - low, stop - low)
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _ceil(value: int, multiple: int) -> int:

@@ -56,16 +56,10 @@ class Answerer:
         if not np.isfinite(image).all():
             raise DataError("image has voxels that are NaN or infinite; replace them")
         rule, stride, crop = self._settings(given)
-        scaled = rule.apply(image)
-        features = self._network.features(scaled)
-        halo = self.offer.card.head_halo
-        near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
-        inner = tuple(slice(s.start - n.start, s.stop - n.start, stride) for s, n in zip(crop, near, strict=True))
-        features = np.ascontiguousarray(features[:, *near])
-        out = np.empty((*features.shape[1:], self.offer.card.channels), np.float32)
-        self._network.describe_features(features, out)
+        out = np.empty((*(s.stop - s.start for s in crop), self.offer.card.channels), np.float32)
+        self._network.describe(rule.apply(image), out, crop)
         kind = np.float16 if self.offer.precision == "fp16" else np.float32
-        return np.ascontiguousarray(out[inner], kind)[None]
+        return np.ascontiguousarray(out[::stride, ::stride, ::stride], kind)[None]
 
     def _check_tensors(self, given: Mapping[str, NDArray[Any]]) -> None:
         kinds = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
