@@ -117,6 +117,16 @@ def test_a_pair_far_apart_is_found() -> None:
     assert far.error_mm(came.transform) < 5.0
 
 
+def test_a_turned_scan_is_represented_along_turned_axes() -> None:
+    far = make_pair(48, 3.0, ("t1", "flair"), rotation_deg=(14, -10, 12), amplitude_mm=2.0)
+    config = replace(CONFIG, stages=("centre", "search", "rigid", "affine"))
+    came, left = (register(far.fixed, far.moving, replace(config, turn_deg=deg)) for deg in (5.0, 180.0))
+    assert far.error_mm(came.transform) < 0.8 * far.error_mm(left.transform)
+    assert came.details["mean_cosine"] > left.details["mean_cosine"] + 0.02
+    assert came.details["turned_deg"] > 15
+    assert left.details["turned_deg"] == 0
+
+
 def test_only_the_chosen_stages_run(pair: PhantomPair) -> None:
     came = register(pair.fixed, pair.moving, RIGID)
     assert [s.name for s in came.stages] == ["rigid"]

@@ -230,6 +230,9 @@ class RegisterConfig:
         "auto", "mr", "ct", "ct:low,high" or "window:low,high".
     stages : tuple of str
         Any of centre, search, rigid, affine, deformable, in that order.
+    turn_deg : float
+        When the moving scan turns out to lie askew by more than this, it is represented again along turned axes, for
+        descriptors are not indifferent to rotation. 180 never does it.
     seed : int
         Of every random choice; the same input and seed give the same output.
     search : SearchConfig
@@ -251,6 +254,7 @@ class RegisterConfig:
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"
     stages: tuple[Stage, ...] = STAGES
+    turn_deg: float = 5.0
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
@@ -284,6 +288,8 @@ class RegisterConfig:
             raise ConfigError(
                 f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}"
             )
+        if not self.turn_deg > 0:
+            raise ConfigError(f"turn_deg is {self.turn_deg}; a positive angle is needed, 180 for never")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; 0 or more is needed")
         if self.threads is not None and self.threads < 1:

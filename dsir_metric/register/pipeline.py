@@ -6,9 +6,11 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import numba
+import numpy as np
 import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
@@ -20,16 +22,16 @@ from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.guard import Guard
-from dsir_metric.register.linear import affine_matrix
+from dsir_metric.register.linear import affine_matrix, rotation
 from dsir_metric.register.pair import Level, pyramid
-from dsir_metric.register.problem import Problem
+from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
 from dsir_metric.represent import Representation, Representer, represent_pair
 from dsir_metric.represent.foreground import foreground
-from dsir_metric.represent.pair import resampled_scan
+from dsir_metric.represent.pair import represent_turned, resampled_scan
 
 __all__ = ["register"]
 
@@ -38,6 +40,7 @@ _DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree bett
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
+_FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
 }  # fmt: skip
@@ -117,14 +120,25 @@ def _register(
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
+    prepare = partial(_prepare, fixed, moving, config, fixed_mask, moving_mask, state)
     with clock.stage("represent"):
-        pair = representations or _represented(fixed, moving, config)
-        problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
+        representer: Representer | None = None
+        pair = representations
+        if pair is None:
+            representer = Representer(config.model, config.device, config.threads)
+            pair = _represented(fixed, moving, config, representer)
+        problem = prepare(pair)
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports = []
     for name in config.stages:
+        turn = rotation(state.linear)
+        if representer is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
+            with clock.stage("represent"):
+                pair = pair[0], represent_turned(moving, pair[0].grid, turn, representer, config.moving_intensity)
+                problem = prepare(pair)
+                guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
@@ -136,6 +150,7 @@ def _register(
         "warnings": _warnings(cosine, jacobian["folded_percent"]),
         "overlap": guard.overlap(state),
         "jacobian": jacobian,
+        "turned_deg": askew_deg(problem, np.eye(3)),
         "working_spacing_mm": problem.levels[-1].spacing_mm,
         "fixed_representation": dict(problem.levels[-1].fixed.provenance),
         "moving_representation": dict(problem.levels[-1].moving.provenance),
@@ -169,8 +184,8 @@ class _Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = time.perf_counter() - self._begin
-        self._done += self._share[self._name]
+        self._done += 0.0 if self._name in self.seconds else self._share[self._name]
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._begin
 
     def tell(self, fraction: float, metric: float | None) -> None:
         """Report `fraction` of the current stage."""
@@ -192,12 +207,12 @@ def _start(initial: sitk.Transform | None) -> State:
 
 
 def _represented(
-    fixed: sitk.Image, moving: sitk.Image, config: RegisterConfig
+    fixed: sitk.Image, moving: sitk.Image, config: RegisterConfig, representer: Representer
 ) -> tuple[Representation, Representation]:
     return represent_pair(
         fixed,
         moving,
-        Representer(config.model, config.device, config.threads),
+        representer,
         spacing_mm=config.spacing_mm,
         fixed_intensity=config.fixed_intensity,
         moving_intensity=config.moving_intensity,
@@ -207,11 +222,11 @@ def _represented(
 def _prepare(
     fixed: sitk.Image,
     moving: sitk.Image,
-    pair: tuple[Representation, Representation],
     config: RegisterConfig,
     fixed_mask: sitk.Image | None,
     moving_mask: sitk.Image | None,
     start: State,
+    pair: tuple[Representation, Representation],
 ) -> Problem:
     """Check the masks and build the levels."""
     if fixed_mask is not None:

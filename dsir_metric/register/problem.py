@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level
 
-__all__ = ["Deform", "Deformation", "Problem", "Report"]
+__all__ = ["Deform", "Deformation", "Problem", "Report", "askew_deg"]
 
 Array = NDArray[np.float64]
 
@@ -39,6 +39,14 @@ class Problem:
     moving_body: sitk.Image
     pivot_mm: Array
     config: RegisterConfig
+
+
+def askew_deg(problem: Problem, rotation: Array) -> float:
+    """Angle between the axes of the moving representation and those of the fixed one under `rotation` (3, 3)."""
+    level = problem.levels[-1]
+    fixed, moving = (np.reshape(side.grid.direction, (3, 3)) for side in (level.fixed, level.moving))
+    cosine = (np.trace(moving.T @ rotation @ fixed) - 1) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 @dataclass(frozen=True)

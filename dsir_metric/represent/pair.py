@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from dsir_metric.errors import ConfigError, ShapeError
@@ -15,7 +17,7 @@ from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
-__all__ = ["MOST_VOXELS", "represent_pair", "resampled", "resampled_scan", "working_grids"]
+__all__ = ["MOST_VOXELS", "represent_pair", "represent_turned", "resampled", "resampled_scan", "working_grids"]
 
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
@@ -141,6 +143,39 @@ def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
     )
 
 
+def represent_turned(
+    moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64], representer: Representer, intensity: str = "auto"
+) -> Representation:
+    """Represent the moving scan along axes that are turned as the anatomy is.
+
+    Descriptors are not indifferent to rotation: what lies 10 degrees askew is described differently. So once it is
+    known how the fixed anatomy lies in the moving scan, the moving scan is shown to the network as it would lie in the
+    fixed one.
+
+    Parameters
+    ----------
+    moving : sitk.Image
+        Scalar 3-D scan, float.
+    fixed : Grid
+        Of the fixed representation.
+    rotation : ndarray, shape (3, 3)
+        Of directions of the fixed scan to those of the moving scan, LPS.
+    representer : Representer
+    intensity : str
+        Its intensity rule.
+
+    Returns
+    -------
+    Representation
+        Over the box of the scan, on voxels of the size of those of `fixed`, whose axes are those of `fixed` turned.
+    """
+    turned = tuple((rotation @ np.reshape(fixed.direction, (3, 3))).ravel().tolist())
+    grid = _bounding_box(Grid.of(moving), turned).resampled(fixed.spacing_mm[0])
+    straight = replace(grid, direction=fixed.direction)
+    rule = representer.rule(sitk.GetArrayViewFromImage(moving), intensity)
+    return replace(representer(straight.stamp(resampled(moving, grid)), rule), grid=grid)
+
+
 def _represent(image: sitk.Image, grid: Grid, representer: Representer, intensity: str) -> Representation:
     rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
     return representer(resampled(image, grid), rule)
@@ -154,14 +189,24 @@ def resampled_scan(image: sitk.Image, grid: Grid, intensity: str = "auto") -> Re
 
 
 def resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
-    """`image` on `grid`: linear, after a Gaussian along the axes whose voxels become larger, edge values outside."""
+    """`image` on `grid`: after a Gaussian along the axes whose voxels become larger, edge values outside.
+
+    Linear; cubic, within the range of the image, where the axes are turned: there a linear one would blur all over.
+    """
     old = Grid.of(image)
     width = np.sqrt(np.maximum(grid.spacing_mm[0] ** 2 - np.square(old.spacing_mm), 0))
     sigma = (width * _SIGMA_PER_WIDTH / old.spacing_mm)[: old.dimension]
     smooth = ndimage.gaussian_filter(sitk.GetArrayViewFromImage(image), sigma[::-1], mode="nearest")
     resample = sitk.ResampleImageFilter()
     resample.SetReferenceImage(grid.image())
-    resample.SetInterpolator(sitk.sitkLinear)
     resample.UseNearestNeighborExtrapolatorOn()
+    turned = not _parallel(old, grid)
+    resample.SetInterpolator(sitk.sitkBSpline if turned else sitk.sitkLinear)
     out: sitk.Image = resample.Execute(old.stamp(sitk.GetImageFromArray(smooth)))
-    return out
+    return sitk.Clamp(out, out.GetPixelID(), float(smooth.min()), float(smooth.max())) if turned else out
+
+
+def _parallel(one: Grid, other: Grid) -> bool:
+    """Whether the axes of two grids are the same, in any order and sense."""
+    cosines = np.abs(np.reshape(one.direction, (3, 3)).T @ np.reshape(other.direction, (3, 3)))
+    return bool(np.allclose(cosines, np.round(cosines), atol=1e-3))
