@@ -12,7 +12,7 @@ import click
 
 from dsir_metric.errors import MissingDependencyError
 
-__all__ = ["DEBUG", "PATH", "debug_option", "hushed", "model_options", "needs"]
+__all__ = ["DEBUG", "PATH", "Decorator", "debug_option", "hushed", "model_options", "needs"]
 
 DEBUG = "dsir_metric_cli.debug"
 PATH = click.Path(path_type=Path)
