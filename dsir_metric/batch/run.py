@@ -33,6 +33,7 @@ _BYTES_PER_WORKING_VOXEL = 300
 _BYTES_PER_VOXEL = 100
 _OTHER_BACKENDS = 2  # not measured
 _USABLE = 0.8  # of the memory
+_CONNECT_S = 10.0
 _FIRST_WORKER_S = 300.0  # a queue may be long, but a user who mistyped the address should hear of it
 _RERUN = "run the same command again: what is done stays done"
 
@@ -100,6 +101,7 @@ def run_batch(
     for pair in pairs:
         io.sweep(pair.job.output)
     found = {pair.id: Outcome(pair.id) for pair in pairs}
+    write_table(found.values(), folder / TABLE)
     count = pairs_at_once(pairs, config, workers)
     with _local(count, config) if scheduler is None else _remote(scheduler, folder, config) as (client, threads, told):
         on_start(told)
@@ -131,24 +133,25 @@ def pairs_at_once(pairs: Sequence[Pair], config: RegisterConfig, workers: int | 
 def _outcomes(client: Client, pairs: Sequence[Pair], work: Work) -> Iterator[Outcome]:
     from distributed import as_completed
 
-    futures = {client.submit(work, pair.job, pure=False): pair.id for pair in pairs}
+    futures = {client.submit(work, pair.job, pure=False, priority=-k): pair for k, pair in enumerate(pairs)}
     for future in as_completed(list(futures)):
-        yield _outcome(future, futures.pop(future))
+        yield _outcome(future, futures.pop(future), work)
 
 
-def _outcome(future: Future[Any], name: str) -> Outcome:
+def _outcome(future: Future[Any], pair: Pair, work: Work) -> Outcome:
+    """What a worker answered; where none could, what it left on disk or what is known of its end."""
     from distributed import KilledWorker
 
     try:
         outcome: Outcome = future.result()
     except KilledWorker:
         reason = "its worker died every time, perhaps for lack of memory: take larger voxels or fewer workers"
-        return Outcome(name, "failed", error=reason)
+        return Outcome(pair.id, "failed", error=reason)
     except Exception as error:  # whatever dask or the network has to say
-        reason = (str(error).splitlines() or [""])[0]
         lost = future.cancelled() or future.status == "lost"
+        reason = (str(error).splitlines() or [""])[0]
         told = "the scheduler was lost" if lost else f"its worker failed ({type(error).__name__}: {reason})"
-        return Outcome(name, "failed", error=f"{told}; {_RERUN}")
+        return work.kept(pair.job) or Outcome(pair.id, "failed", error=f"{told}; {_RERUN}")
     return outcome
 
 
@@ -167,7 +170,7 @@ def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, st
     with (
         dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}),
         LocalCluster(
-            count,
+            n_workers=count,
             threads_per_worker=1,
             processes=True,
             memory_limit=MEMORY_LIMIT // count,
@@ -183,15 +186,15 @@ def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, st
 def _remote(address: str, folder: Path, config: RegisterConfig) -> Iterator[tuple[Client, int, str]]:
     """A cluster that is there already, its workers looked at."""
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=_CONNECT_S)
     except (OSError, ValueError) as error:
         raise RegistrationError(
             f"no dask scheduler answers at {address!r}; start one with `dask scheduler`, or leave --scheduler out"
         ) from error
-    with client:
+    with silence_logging_cmgr(logging.CRITICAL), client:
         try:
             client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
         except TimeoutError as error:

@@ -67,12 +67,20 @@ class Work:
                 outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
+    def made_from(self, job: Job) -> dict[str, Any]:
+        """Hashes of the files of a pair and of the settings."""
+        return {"inputs": {name: _file_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+
+    def kept(self, job: Job) -> Outcome | None:
+        """The outcome of a run before, if all of it is there and was made from the same files and settings."""
+        report = _complete(job, self.made_from(job))
+        return None if report is None else Outcome.of(job.output.name, "kept", report)
+
     def _outcome(self, job: Job) -> Outcome:
         started = time.perf_counter()
-        made_from = {"inputs": {name: _file_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
-        before = _complete(job, made_from)
+        before = self.kept(job)
         if before is not None:
-            return Outcome.of(job.output.name, "kept", before)
+            return before
         io.prepare_folder(job.output)
         scans, config = job.read(), self.config
         if config.threads is not None:
@@ -80,7 +88,7 @@ class Work:
         result = scans.register(config, representations=self._represented(scans.fixed, scans.moving))
         for name in ("result.json", "moved_labels.nii.gz", "inverse.h5"):  # of other inputs or settings
             (job.output / name).unlink(missing_ok=True)
-        more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
+        more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
     def _represented(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[Representation, Representation]:
