@@ -262,9 +262,9 @@ def amid(out: Path, number: int) -> Callable[[], bool]:
     return lambda: folder.exists() and not (folder / "result.json").exists()
 
 
-def alone(out: Path) -> None:
-    """Every pair is whole, and nothing else lies about."""
-    for k in range(4):
+def alone(out: Path, count: int = 4) -> None:
+    """The first pairs are whole, and nothing else lies about."""
+    for k in range(count):
         folder = out / f"m{k}_to_fixed"
         assert {p.name for p in folder.iterdir()} == FILES
         assert json.loads((folder / "result.json").read_text())["mean_cosine"] > 0.5
@@ -297,7 +297,7 @@ def test_workers_and_the_whole_command_are_killed(study: Path, start: Callable[.
     alone(out)
 
 
-def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Popen[str]], work: Work) -> None:
+def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     out, file = study.parent / "out", study.parent / "scheduler.json"
     options = ("--no-dashboard", "--scheduler-file", file)
     scheduler = start("-m", "distributed.cli.dask_scheduler", *options, "--host", "127.0.0.1", "--port", 0)
@@ -314,8 +314,12 @@ def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Po
     assert states(out)["m0_to_fixed"] in ("done", "kept")
     assert states(out)["m3_to_fixed"] == "failed"
     assert "the scheduler was lost; run the same command again" in (out / "table.csv").read_text()
-    pairs = read_pairs(study, out, 9.0)
-    outcomes = run_batch(pairs, out, QUICK, workers=1)
-    assert outcomes[0].state == "kept"
-    assert {o.state for o in outcomes} == {"kept", "done"}
-    alone(out)
+
+    last = study.parent / "m3.nii.gz"
+    last.write_bytes(last.read_bytes()[:5000])  # its header is whole
+    second = CliRunner().invoke(app, ["register-batch", str(study), "-o", str(out), *OPTIONS, "--workers", "2"])
+    assert second.exit_code == 1, second.output
+    assert list(states(out).values()) == ["kept", *["done"] * 2, "failed"]
+    assert "m3.nii.gz: is truncated" in (out / "table.csv").read_text()
+    assert "1 failed" in second.stderr
+    alone(out, 3)

@@ -54,7 +54,7 @@ def command(
     quiet: bool,
     **given: Any,
 ) -> None:
-    r"""Register every pair of PAIRS.csv, several at once.
+    """Register every pair of PAIRS.csv, several at once.
 
     The table has the columns fixed and moving (files, relative to the table) and, if you like, id, fixed_mask,
     moving_mask, fixed_labels, moving_labels and initial_transform. Each pair gets a folder in the output folder, as
@@ -63,8 +63,10 @@ def command(
     Each scan is represented once and kept for the other pairs it is in. If anything is interrupted, run the same
     command again: pairs that are done, from the same files and with the same settings, are kept.
 
-    \b
-    Exit code 0: all pairs are done. 1: some failed, table.csv says why. 2: nothing was started.
+    --threads are those of one pair; by default the cores are divided among the workers.
+
+    The exit code is 0 if all pairs are done, 1 if some failed (table.csv says why; the others are unharmed), 2 if
+    nothing was started.
 
     Needs the extra: pip install 'dsir-metric[batch]'.
     """
