@@ -19,6 +19,7 @@ _COMMANDS = {
     "Register": {
         "demo": "Make two scans of a phantom, register them, measure the error",
         "register": "Register two scans of any two modalities",
+        "register-batch": "Register all pairs of a table, on several cores or a cluster",
         "represent": "Write the 24-channel representation of a scan",
         "backends": "List the engines that `register` can use",
     },

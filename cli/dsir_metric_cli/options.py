@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,22 @@ from typing import Any
 
 import click
 
-from dsir_metric.errors import MissingDependencyError
+from dsir_metric.errors import ConfigError, MissingDependencyError
 
-__all__ = ["DEBUG", "PATH", "debug_option", "hushed", "model_options", "needs"]
+__all__ = ["DEBUG", "PATH", "Decorator", "debug_option", "hushed", "model_options", "needs", "size"]
 
 DEBUG = "dsir_metric_cli.debug"
 PATH = click.Path(path_type=Path)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def size(_: click.Context, __: click.Parameter, text: str) -> int:
+    """Callback of an option: the number of bytes that `800MB` or `1.5GB` means."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise ConfigError(f"{text!r} is no size; write it as 800MB or 10GB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-import SimpleITK as sitk
 from rich.console import Console
 
 from dsir_metric import io
+from dsir_metric.batch.job import Job
 from dsir_metric.config import from_dict, to_dict
-from dsir_metric.errors import ConfigError, GeometryError
-from dsir_metric.evaluate import dice
-from dsir_metric.geometry import Grid
-from dsir_metric.register import RegisterConfig, RegistrationResult, register
+from dsir_metric.register import RegisterConfig, RegistrationResult
 from dsir_metric.register.presets import load_settings
-from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
+from dsir_metric_cli.options import PATH, Decorator, debug_option, hushed, model_options
 from dsir_metric_cli.progress import progress_bar, summarise
 
-__all__ = ["Job", "command", "run"]
+__all__ = ["Job", "command", "run", "settings", "settings_options"]
 
 
 # Options that belong to a table of the settings.
@@ -34,24 +29,31 @@ _IN_TABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """Files of one registration; see the options of the command."""
+_SETTINGS: tuple[Decorator, ...] = (
+    click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable.  [default: all]"),
+    click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="Voxel size to work at.  [default: chosen]"),
+    click.option("--intensity", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH, of both scans."),
+    click.option("--fixed-intensity", metavar="RULE", help="The same for the fixed scan alone."),
+    click.option("--moving-intensity", metavar="RULE", help="The same for the moving scan alone."),
+    click.option(
+        "--backend", metavar="NAME", help="Engine that deforms; `dsir-metric backends` lists them.  [default: sitk]"
+    ),
+    click.option("--metric", metavar="NAME", help="Of the backend torch: dns, mind or nmi.  [default: dns]"),
+    click.option("--init", metavar="NAME", help="Of the backend torch: zero, or convex for a discrete search first."),
+    click.option("--velocity", is_flag=True, default=None, help="Of the backend torch: a diffeomorphism."),
+    click.option("--refine-io", type=int, metavar="N", help="Of the backend lapirn: iterations after the network."),
+    click.option("--channels", type=int, metavar="N", help="Of the engines elastix, ants, greedy: fewer are faster."),
+    model_options,
+    click.option("--seed", type=int, help="Of every random choice.  [default: 0]"),
+    click.option("--config", metavar="NAME|FILE", help="TOML file with finer settings, or `paper`; options go before."),
+)
 
-    fixed: Path
-    moving: Path
-    output: Path
-    fixed_mask: Path | None = None
-    moving_mask: Path | None = None
-    fixed_labels: Path | None = None
-    moving_labels: Path | None = None
-    initial_transform: Path | None = None
 
-    def __post_init__(self) -> None:
-        if self.fixed_labels and not self.moving_labels:
-            raise ConfigError(
-                "fixed labels came without moving labels; give both for Dice, or moving labels to be moved"
-            )
+def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `settings` takes."""
+    for option in reversed(_SETTINGS):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -63,22 +65,7 @@ class Job:
 @click.option("--initial-transform", type=PATH, help="Start here: an ITK transform from fixed to moving points.")
 @click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
-@click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable.  [default: all]")
-@click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="Voxel size to work at.  [default: chosen]")
-@click.option("--intensity", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH, of both scans.")
-@click.option("--fixed-intensity", metavar="RULE", help="The same for the fixed scan alone.")
-@click.option("--moving-intensity", metavar="RULE", help="The same for the moving scan alone.")
-@click.option(
-    "--backend", metavar="NAME", help="Engine that deforms; `dsir-metric backends` lists them.  [default: sitk]"
-)
-@click.option("--metric", metavar="NAME", help="Of the backend torch: dns, mind or nmi.  [default: dns]")
-@click.option("--init", metavar="NAME", help="Of the backend torch: zero, or convex for a discrete search first.")
-@click.option("--velocity", is_flag=True, default=None, help="Of the backend torch: a diffeomorphism.")
-@click.option("--refine-io", type=int, metavar="N", help="Of the backend lapirn: iterations after the network.")
-@click.option("--channels", type=int, metavar="N", help="Of the engines elastix, ants, greedy: fewer are faster.")
-@model_options
-@click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
-@click.option("--config", metavar="NAME|FILE", help="TOML file with finer settings, or `paper`; options go before.")
+@settings_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
 @debug_option
 def command(config: str | None, quiet: bool, **given: Any) -> None:
@@ -110,46 +97,10 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
     """Read, register, write; every input and the output folder is checked before the long part."""
     folder = io.prepare_folder(job.output)
     with hushed():
-        fixed, moving = io.read_image(job.fixed), io.read_image(job.moving)
-        fixed_mask = io.read_mask(job.fixed_mask, Grid.of(fixed)) if job.fixed_mask else None
-        moving_mask = io.read_mask(job.moving_mask, Grid.of(moving)) if job.moving_mask else None
-        initial = io.read_transform(job.initial_transform) if job.initial_transform else None
-        moving_labels = io.read_labels(job.moving_labels) if job.moving_labels else None
-        fixed_labels = io.read_labels(job.fixed_labels) if job.fixed_labels else None
-    if fixed_labels is not None and not Grid.of(fixed_labels).matches(Grid.of(fixed)):
-        raise GeometryError(
-            f"{job.fixed_labels}: the labels lie on another grid than the fixed scan; resample them onto it"
-        )
-    if moving_labels is not None and not sitk.GetArrayFromImage(_nearest(moving_labels, moving)).any():
-        raise GeometryError(f"{job.moving_labels}: no label lies within the moving scan; give the labels of that scan")
+        scans = job.read()
     with progress_bar(console) as show:
-        result = register(
-            fixed,
-            moving,
-            config,
-            fixed_mask=fixed_mask,
-            moving_mask=moving_mask,
-            initial_transform=initial,
-            on_progress=show,
-        )
-    moved_labels = None if moving_labels is None else result.moved(moving_labels, labels=True)
-    report = result.to_dict() | {"files": to_dict(job)}
-    if fixed_labels is not None and moved_labels is not None and moving_labels is not None:
-        start = _nearest(moving_labels, fixed_labels)
-        report["dice"] = {"before": dice(fixed_labels, start), "after": dice(fixed_labels, moved_labels)}
-    io.write_registration(
-        folder,
-        transform=result.transform,
-        moved=result.moved(moving),
-        report=report,
-        moved_labels=moved_labels,
-        inverse=result.inverse,
-    )
+        result = scans.register(config, on_progress=show)
+    job.write(scans, result)
     summarise(result, console)
     console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)
     return result
-
-
-def _nearest(labels: sitk.Image, like: sitk.Image) -> sitk.Image:
-    """Labels on the grid of another image, as the headers place them."""
-    return sitk.Resample(labels, like, sitk.Transform(), sitk.sitkNearestNeighbor, 0, labels.GetPixelID())

@@ -14,7 +14,9 @@ import numpy as np
 
 from dsir_metric.errors import DataError
 
-__all__ = ["atomic", "prepare_folder", "write_json"]
+__all__ = ["atomic", "prepare_folder", "sweep", "write_json"]
+
+_TOKEN_BYTES = 4  # of the random part of a temporary name
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         If writing fails in the operating system or in SimpleITK.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -61,12 +63,18 @@ def prepare_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}-probe"
+        probe = folder / f".{secrets.token_hex(_TOKEN_BYTES)}-probe"
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to ({error.strerror}); choose another output folder") from error
     return folder
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete the temporary files that a process left in a folder when it was killed; nobody may be writing there."""
+    for path in Path(folder).glob("." + _TOKEN_BYTES * 2 * "[0-9a-f]" + "-*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(content: Mapping[str, object], path: str | Path) -> None:

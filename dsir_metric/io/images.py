@@ -13,7 +13,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.nifti import check_nifti
 
-__all__ = ["check_image", "check_mask", "read_image", "read_labels", "read_mask", "write_image"]
+__all__ = ["check_image", "check_mask", "read_grid", "read_image", "read_labels", "read_mask", "write_image"]
 
 _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 
@@ -56,6 +56,34 @@ def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Im
     if values.min() == values.max():
         raise DataError(f"{name}: all voxels are {values.min():g}; an image with some contrast is expected")
     return image
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Grid of a 3-D image with one component, from the header alone; voxels are not looked at.
+
+    Raises
+    ------
+    DataError, ShapeError, GeometryError
+        As `read_image`, so far as the header tells.
+    """
+    path = _present(Path(path))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _translated(error, path) from error
+    size, axes = reader.GetSize(), reader.GetDimension()
+    if axes not in (3, 4) or any(n != 1 for n in size[3:]) or reader.GetNumberOfComponents() != 1:
+        components = reader.GetNumberOfComponents()
+        raise ShapeError(
+            f"{path}: has {axes} axes {size} and {components} component(s); a scalar 3-D image is expected"
+        )
+    direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3].ravel().tolist()
+    try:
+        return Grid(size[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
 
 
 def read_labels(path: str | Path) -> sitk.Image:
@@ -129,11 +157,16 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
-def _read(path: Path) -> sitk.Image:
+def _present(path: Path) -> Path:
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give an image file (convert a DICOM series to one first)")
+    return path
+
+
+def _read(path: Path) -> sitk.Image:
+    _present(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
         check_nifti(path)
     try:

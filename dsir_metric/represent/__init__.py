@@ -1,5 +1,6 @@
 """Scans to representations: intensity rule, tiles, ONNX Runtime. ONNX Runtime is imported when a model is opened."""
 
+from dsir_metric.represent.cache import Cache
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import load_card
@@ -8,6 +9,7 @@ from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
 __all__ = [
+    "Cache",
     "IntensityRule",
     "ModelCard",
     "Representation",

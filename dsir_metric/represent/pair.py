@@ -12,6 +12,7 @@ from scipy import ndimage
 from dsir_metric.errors import ConfigError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import check_image
+from dsir_metric.represent.cache import Cache
 from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
@@ -24,6 +25,8 @@ _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 
 _SLAB = 50  # about as many slices stand for a 2-D image, so that it may have as many voxels less
 # A Gaussian whose full width at half maximum turns a voxel of one size into a voxel of another.
 _SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))
+_STEPS_PER_OCTAVE = 4  # of the spacings that images of a study share: a pair's own is met within 9 %
+_PATIENT_AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def represent_pair(
@@ -34,6 +37,8 @@ def represent_pair(
     spacing_mm: float | None = None,
     fixed_intensity: str = "auto",
     moving_intensity: str = "auto",
+    shared: bool = False,
+    cache: Cache | None = None,
 ) -> tuple[Representation, Representation]:
     """Represent two scans at one isotropic spacing and along the same axes.
 
@@ -50,6 +55,10 @@ def represent_pair(
         Edge of the voxels, mm. None: see `working_grids`.
     fixed_intensity, moving_intensity : str
         See `resolve_intensity`; taken from the scan as it came, before it is resampled.
+    shared : bool
+        Choose grids that suit other pairs of the same scans too, see `working_grids`.
+    cache : Cache, optional
+        Where representations made before are found, and new ones kept, in half precision.
 
     Returns
     -------
@@ -74,18 +83,24 @@ def represent_pair(
         raise ShapeError(
             f"fixed is {fixed.GetDimension()}-D and moving {moving.GetDimension()}-D: both must be the same"
         )
-    fixed_grid, moving_grid = working_grids(Grid.of(fixed), Grid.of(moving), spacing_mm)
+    fixed_grid, moving_grid = working_grids(Grid.of(fixed), Grid.of(moving), spacing_mm, shared=shared)
     return (
-        _represent(fixed, fixed_grid, representer, fixed_intensity),
-        _represent(moving, moving_grid, representer, moving_intensity),
+        _represent(fixed, fixed_grid, representer, fixed_intensity, cache),
+        _represent(moving, moving_grid, representer, moving_intensity, cache),
     )
 
 
-def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) -> tuple[Grid, Grid]:
+def working_grids(
+    fixed: Grid, moving: Grid, spacing_mm: float | None = None, *, shared: bool = False
+) -> tuple[Grid, Grid]:
     """Grids on which two scans are represented.
 
     Both have the fixed scan's axes, turned to lie nearest to L, P, S. The first covers the fixed scan's box, the second
     the moving scan's, whatever its own axes.
+
+    With `shared` the grid of a scan does not depend on its partner, but for the spacing, and that is one of few: the
+    axes are L, P and S themselves, and a chosen spacing is the nearest of 1, 1.19, 1.41, 1.68, 2, ... mm, of which each
+    is the fourth root of 2 larger than the one before. So a scan in many pairs is represented once.
 
     Parameters
     ----------
@@ -93,6 +108,7 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
     spacing_mm : float or None
         Edge of the voxels, mm. None: the edge of a cube (a square) as large as a voxel of the coarser scan, or larger
         where a grid would have more than 16 million voxels (320,000 pixels).
+    shared : bool
 
     Raises
     ------
@@ -101,16 +117,18 @@ def working_grids(fixed: Grid, moving: Grid, spacing_mm: float | None = None) ->
     """
     if spacing_mm is not None and not 0 < spacing_mm < np.inf:
         raise ConfigError(f"spacing_mm is {spacing_mm}; give a positive number of mm, or none to have it chosen")
-    fixed = canonical_grid(fixed)
-    box = _bounding_box(moving, fixed.direction)
     axes, share = (3, 1) if fixed.dimension == 3 else (2, _SLAB)
+    first = _bounding_box(fixed, _PATIENT_AXES) if shared else canonical_grid(fixed)
+    second = _bounding_box(moving, first.direction)
     spacing = spacing_mm or max(
         _cube_edge(fixed.spacing_mm[:axes], 1),
         _cube_edge(moving.spacing_mm[:axes], 1),
-        _cube_edge(fixed.extent_mm[:axes], MOST_VOXELS // share),
-        _cube_edge(box.extent_mm[:axes], MOST_VOXELS // share),
+        _cube_edge(first.extent_mm[:axes], MOST_VOXELS // share),
+        _cube_edge(second.extent_mm[:axes], MOST_VOXELS // share),
     )
-    grids = fixed.resampled(spacing), box.resampled(spacing)
+    if shared and spacing_mm is None:
+        spacing = float(2 ** (np.rint(_STEPS_PER_OCTAVE * np.log2(spacing)) / _STEPS_PER_OCTAVE))
+    grids = first.resampled(spacing), second.resampled(spacing)
     for name, grid in zip(("fixed", "moving"), grids, strict=True):
         size, limit = grid.size[:axes], _LIMIT_VOXELS // share
         if min(size) < 2 or np.prod(size, dtype=float) > limit:
@@ -176,9 +194,14 @@ def represent_turned(
     return replace(representer(straight.stamp(resampled(moving, grid)), rule), grid=grid)
 
 
-def _represent(image: sitk.Image, grid: Grid, representer: Representer, intensity: str) -> Representation:
+def _represent(
+    image: sitk.Image, grid: Grid, representer: Representer, intensity: str, cache: Cache | None
+) -> Representation:
     rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
-    return representer(resampled(image, grid), rule)
+    if cache is None:
+        return representer(resampled(image, grid), rule)
+    key = cache.key(image, grid, representer.model_hash, rule)
+    return cache.get(key, grid, lambda: representer(resampled(image, grid), rule))
 
 
 def resampled_scan(image: sitk.Image, grid: Grid, intensity: str = "auto") -> Representation:

@@ -1,0 +1,158 @@
+"""Registration from files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from dsir_metric import io
+from dsir_metric.config import to_dict
+from dsir_metric.errors import ConfigError, GeometryError
+from dsir_metric.evaluate import dice
+from dsir_metric.geometry import Grid
+from dsir_metric.register import RegisterConfig, RegistrationResult, register
+
+__all__ = ["Job", "Scans"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files of one registration.
+
+    Parameters
+    ----------
+    fixed, moving : Path
+        Scalar 3-D scans.
+    output : Path
+        A folder.
+    fixed_mask, moving_mask : Path, optional
+        See `dsir_metric.register.register`.
+    fixed_labels, moving_labels : Path, optional
+        Labels of each scan: those of the moving one are moved along, both give Dice before and after.
+    initial_transform : Path, optional
+        Maps fixed to moving points.
+
+    Raises
+    ------
+    ConfigError
+        If fixed labels come alone.
+    """
+
+    fixed: Path
+    moving: Path
+    output: Path
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    initial_transform: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed_labels and not self.moving_labels:
+            raise ConfigError(
+                "fixed labels came without moving labels; give both for Dice, or moving labels to be moved"
+            )
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The files that are there to be read, by name."""
+        return {name: path for name, path in vars(self).items() if path is not None and name != "output"}
+
+    def read(self) -> Scans:
+        """Read every file, with every check.
+
+        Raises
+        ------
+        DataError, ShapeError, GeometryError
+            See `dsir_metric.io`; GeometryError also if labels lie elsewhere than their scan.
+        """
+        fixed, moving = io.read_image(self.fixed), io.read_image(self.moving)
+        fixed_mask = io.read_mask(self.fixed_mask, Grid.of(fixed)) if self.fixed_mask else None
+        moving_mask = io.read_mask(self.moving_mask, Grid.of(moving)) if self.moving_mask else None
+        initial = io.read_transform(self.initial_transform) if self.initial_transform else None
+        moving_labels = io.read_labels(self.moving_labels) if self.moving_labels else None
+        fixed_labels = io.read_labels(self.fixed_labels) if self.fixed_labels else None
+        if fixed_labels is not None and not Grid.of(fixed_labels).matches(Grid.of(fixed)):
+            raise GeometryError(
+                f"{self.fixed_labels}: the labels lie on another grid than the fixed scan; resample them onto it"
+            )
+        if moving_labels is not None and not sitk.GetArrayFromImage(_nearest(moving_labels, moving)).any():
+            raise GeometryError(
+                f"{self.moving_labels}: no label lies within the moving scan; give the labels of that scan"
+            )
+        return Scans(fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, initial)
+
+    def write(
+        self, scans: Scans, result: RegistrationResult, more: Mapping[str, object] | None = None
+    ) -> dict[str, Any]:
+        """Write what `write_registration` does into `output`, all or nothing.
+
+        Parameters
+        ----------
+        scans : Scans
+            That were registered.
+        result : RegistrationResult
+        more : mapping, optional
+            Also goes into result.json.
+
+        Returns
+        -------
+        dict
+            The content of result.json.
+
+        Raises
+        ------
+        DataError
+            If the folder refuses a file.
+        """
+        moved_labels = None if scans.moving_labels is None else result.moved(scans.moving_labels, labels=True)
+        report = result.to_dict() | {"files": to_dict(self)} | dict(more or {})
+        if scans.fixed_labels is not None and moved_labels is not None and scans.moving_labels is not None:
+            start = _nearest(scans.moving_labels, scans.fixed_labels)
+            report["dice"] = {
+                "before": dice(scans.fixed_labels, start),
+                "after": dice(scans.fixed_labels, moved_labels),
+            }
+        io.write_registration(
+            self.output,
+            transform=result.transform,
+            moved=result.moved(scans.moving),
+            report=report,
+            moved_labels=moved_labels,
+            inverse=result.inverse,
+        )
+        return report
+
+
+@dataclass(frozen=True, eq=False)
+class Scans:
+    """What the files of a `Job` hold; see there."""
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    fixed_mask: sitk.Image | None = None
+    moving_mask: sitk.Image | None = None
+    fixed_labels: sitk.Image | None = None
+    moving_labels: sitk.Image | None = None
+    initial_transform: sitk.Transform | None = None
+
+    def register(self, config: RegisterConfig, **more: Any) -> RegistrationResult:
+        """`dsir_metric.register.register` on them; `more` are further arguments of it."""
+        return register(
+            self.fixed,
+            self.moving,
+            config,
+            fixed_mask=self.fixed_mask,
+            moving_mask=self.moving_mask,
+            initial_transform=self.initial_transform,
+            **more,
+        )
+
+
+def _nearest(labels: sitk.Image, like: sitk.Image) -> sitk.Image:
+    """Labels on the grid of another image, as the headers place them."""
+    return sitk.Resample(labels, like, sitk.Transform(), sitk.sitkNearestNeighbor, 0, labels.GetPixelID())

@@ -1,0 +1,161 @@
+"""A table of pairs: read, and checked before anything starts."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from dsir_metric import io
+from dsir_metric.batch.job import Job
+from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
+from dsir_metric.geometry import Grid
+from dsir_metric.represent.pair import working_grids
+
+__all__ = ["COLUMNS", "Pair", "read_pairs"]
+
+_FILES = tuple(f.name for f in fields(Job) if f.name != "output")
+COLUMNS = ("id", *_FILES)
+_ID = re.compile(r"\w[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of a study.
+
+    Parameters
+    ----------
+    job : Job
+        Absolute paths; the output folder has the pair's id as its name.
+    voxels : int
+        Of both scans together.
+    working_voxels : int
+        Of both representations together.
+    """
+
+    job: Job
+    voxels: int
+    working_voxels: int
+
+    @property
+    def id(self) -> str:
+        """Name of the pair."""
+        return self.job.output.name
+
+
+def read_pairs(table: str | Path, output: str | Path, spacing_mm: float | None = None) -> tuple[Pair, ...]:
+    """Read a CSV file of pairs; look at every header it names.
+
+    Parameters
+    ----------
+    table : str or Path
+        UTF-8; a header with `fixed`, `moving` and any others of `COLUMNS`, then a row a pair. Relative paths start at
+        the folder of the table; an empty cell is none. Without ids a pair is called `MOVING_to_FIXED`.
+    output : str or Path
+        Each pair gets a folder in it.
+    spacing_mm : float, optional
+        Voxel size to work at, see `working_grids`.
+
+    Raises
+    ------
+    DataError
+        If the table cannot be read or is empty.
+    ConfigError, DataError, ShapeError, GeometryError
+        At the first row that is wrong: an unknown column, a missing or unreadable file, a mask or labels on another
+        grid than their scan, an id that is no file name or comes twice. The message names the row as the file counts.
+    """
+    path, folder = Path(table), Path(output).absolute()
+    pairs: dict[str, Pair] = {}
+    rows: dict[str, int] = {}
+    grid_of = cache(io.read_grid)  # a template is in every row
+    for number, row in _rows(path):
+        try:
+            job = _job(row, path.absolute().parent, folder)
+            name = job.output.name
+            if name.casefold() in rows:
+                raise ConfigError(
+                    f"the id {name!r} is that of row {rows[name.casefold()]} already; give each row one of its own in "
+                    "a column id"
+                )
+            pairs[name] = Pair(job, *_voxels(job, grid_of, spacing_mm))
+            rows[name.casefold()] = number
+        except DsirError as error:
+            raise type(error)(f"{path}, row {number}: {error}") from error
+    if not pairs:
+        raise DataError(f"{path}: has no pairs; a header and a row for each pair are expected")
+    return tuple(pairs.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows that are not empty, as column to cell, with their numbers in the file."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [cell.strip() for cell in next(reader, [])]
+            _check_header(header, path)
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
+                        "quotes around a path with a comma"
+                    )
+                yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file of pairs") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no CSV in UTF-8 ({error})") from error
+
+
+def _check_header(header: Sequence[str], path: Path) -> None:
+    for name in header:
+        if name not in COLUMNS:
+            close = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{path}, row 1: the column {name!r} is unknown; {hint}there are {', '.join(COLUMNS)}")
+    if len(set(header)) < len(header):
+        raise ConfigError(f"{path}, row 1: a column comes twice in {', '.join(header)}")
+    missing = [name for name in ("fixed", "moving") if name not in header]
+    if missing:
+        raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
+
+
+def _job(row: dict[str, str], start: Path, output: Path) -> Job:
+    files = {name: start / row[name] for name in _FILES if row.get(name)}
+    for name in ("fixed", "moving"):
+        if name not in files:
+            raise DataError(f"the cell {name} is empty; give the file of a scan")
+    name = row.get("id") or f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}"
+    if not _ID.fullmatch(name):
+        raise ConfigError(f"the id {name!r} cannot name a folder; use letters, digits, and . _ + - after the first")
+    return Job(output=output / name, **files)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def _voxels(job: Job, grid_of: Callable[[Path], Grid], spacing_mm: float | None) -> tuple[int, int]:
+    """Voxels of the scans and of their working grids; every header is looked at on the way."""
+    grids = {name: grid_of(path) for name, path in job.inputs.items() if name != "initial_transform"}
+    for name in ("fixed_mask", "moving_mask", "fixed_labels"):
+        scan = name.split("_")[0]
+        if name in grids and not grids[name].matches(grids[scan]):
+            raise GeometryError(
+                f"{job.inputs[name]}: lies on another grid (size {grids[name].size}) than the {scan} scan (size "
+                f"{grids[scan].size}); resample it, nearest neighbour, onto that scan"
+            )
+    if job.initial_transform is not None:
+        io.read_transform(job.initial_transform)
+    scans = grids["fixed"], grids["moving"]
+    return _sum(scans), _sum(working_grids(*scans, spacing_mm, shared=True))
+
+
+def _sum(grids: tuple[Grid, Grid]) -> int:
+    return sum(math.prod(grid.size) for grid in grids)

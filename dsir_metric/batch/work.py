@@ -1,0 +1,131 @@
+"""What a worker does: one pair, from files to files, unless that was done before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from dsir_metric import __version__, io
+from dsir_metric.batch.job import Job
+from dsir_metric.batch.outcome import Outcome
+from dsir_metric.config import to_dict
+from dsir_metric.errors import DataError, DsirError
+from dsir_metric.register import RegisterConfig
+from dsir_metric.represent import Cache, Representation, Representer, represent_pair
+
+__all__ = ["Work"]
+
+_SPEED = ("threads",)  # settings that change no result
+_OUTPUTS = ("transform.h5", "moved.nii.gz")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How every pair of a study is registered.
+
+    Parameters
+    ----------
+    config : RegisterConfig
+    model_hash : str
+        Of the model that `config` names; a pair is done again when it has become another.
+    cache : Cache, optional
+        Of representations.
+    """
+
+    config: RegisterConfig
+    model_hash: str
+    cache: Cache | None = None
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """SHA-256 of all that decides a result, but for the files of a pair."""
+        settings = {name: value for name, value in to_dict(self.config).items() if name not in _SPEED}
+        return hashlib.sha256(json.dumps([settings, self.model_hash, __version__]).encode()).hexdigest()
+
+    def __call__(self, job: Job) -> Outcome:
+        """Register a pair, or find that it was; whatever goes wrong is told in the outcome."""
+        name = job.output.name
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", RuntimeWarning)
+            try:
+                outcome = self._outcome(job)
+            except DsirError as error:
+                outcome = Outcome(name, "failed", error=str(error))
+            except MemoryError:
+                outcome = Outcome(name, "failed", error="there is not enough memory; take larger voxels (--spacing)")
+            except Exception as error:  # a pair must not take the others with it
+                reason = (str(error).splitlines() or [""])[0]
+                outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
+        return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
+
+    def made_from(self, job: Job) -> dict[str, Any]:
+        """Hashes of the files of a pair and of the settings."""
+        return {"inputs": {name: _file_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+
+    def kept(self, job: Job) -> Outcome | None:
+        """The outcome of a run before, if all of it is there and was made from the same files and settings."""
+        report = _complete(job, self.made_from(job))
+        return None if report is None else Outcome.of(job.output.name, "kept", report)
+
+    def _outcome(self, job: Job) -> Outcome:
+        started = time.perf_counter()
+        before = self.kept(job)
+        if before is not None:
+            return before
+        io.prepare_folder(job.output)
+        scans, config = job.read(), self.config
+        if config.threads is not None:
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
+        result = scans.register(config, representations=self._represented(scans.fixed, scans.moving))
+        for name in ("result.json", "moved_labels.nii.gz", "inverse.h5"):  # of other inputs or settings
+            (job.output / name).unlink(missing_ok=True)
+        more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
+        return Outcome.of(job.output.name, "done", job.write(scans, result, more))
+
+    def _represented(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[Representation, Representation]:
+        config = self.config
+        return represent_pair(
+            fixed,
+            moving,
+            _representer(config.model, config.device, config.threads),
+            spacing_mm=config.spacing_mm,
+            fixed_intensity=config.fixed_intensity,
+            moving_intensity=config.moving_intensity,
+            shared=True,
+            cache=self.cache,
+        )
+
+
+@lru_cache(maxsize=1)
+def _representer(model: str, device: str, threads: int | None) -> Representer:
+    """The model, opened once a process."""
+    return Representer(model, device, threads)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """What result.json says, where it and all else was written and made from the same."""
+    try:
+        report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
+        same = report["made_from"] == made_from
+        names = (*_OUTPUTS, *(["moved_labels.nii.gz"] if job.moving_labels else []))
+        whole = all((job.output / name).stat().st_size > 0 for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return report if same and whole else None

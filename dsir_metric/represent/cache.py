@@ -1,0 +1,180 @@
+"""Representations on disk, found again by what they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dsir_metric import __version__
+from dsir_metric.errors import ConfigError, DataError
+from dsir_metric.geometry import Grid
+from dsir_metric.io import atomic
+from dsir_metric.represent.intensity import IntensityRule
+from dsir_metric.represent.representation import Representation
+
+try:
+    import fcntl
+except ImportError:  # on Windows two processes may make the same entry; the second replaces the first
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Cache"]
+
+_ENDING = ".dsir"
+_DIGEST = 64  # hexadecimal digits of SHA-256
+_ABANDONED_S = 3600.0  # nobody writes one file for so long: its writer is dead
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Representations in half precision, in a folder of limited size that several processes share.
+
+    An entry is a file: the SHA-256 of all that follows, a line of JSON (the provenance), and the values as
+    little-endian float16. It appears whole or not at all. Where the size is exceeded, the entries that were longest not
+    used go first. Descriptors are unit vectors, so half precision keeps them within 2.5e-4 a channel.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when it is needed; on a file system of all machines where several use it.
+    most_bytes : int
+        Of all entries together, about: processes that write at the same moment do not see each other's entry.
+
+    Raises
+    ------
+    ConfigError
+        If `most_bytes` is not positive.
+
+    Notes
+    -----
+    A representation is rounded whether it is found or made, so results do not depend on which. A damaged entry is made
+    again. Where the folder cannot be written to, or the disk is full, nothing is kept, which is told once a process by
+    a warning.
+    """
+
+    folder: Path
+    most_bytes: int = 10_000_000_000
+
+    def __post_init__(self) -> None:
+        if self.most_bytes < 1:
+            raise ConfigError(f"the cache may hold {self.most_bytes} bytes; a positive number is needed")
+
+    def key(self, image: sitk.Image, grid: Grid, model_hash: str, rule: IntensityRule) -> str:
+        """Name of the representation of a scan on `grid`.
+
+        It is the SHA-256 of the voxels and their grid, `grid` (hence spacing and orientation), the weights of the
+        model, the intensity rule and the version of this package.
+        """
+        parts = [__version__, asdict(Grid.of(image)), asdict(grid), model_hash, asdict(rule)]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).data)
+        return digest.hexdigest()
+
+    def get(self, key: str, grid: Grid, make: Callable[[], Representation]) -> Representation:
+        """The representation under `key`, from its file or else from `make`; one process makes it while others wait.
+
+        Parameters
+        ----------
+        key : str
+            See `key`.
+        grid : Grid
+            Of the representation.
+        make : callable
+
+        Returns
+        -------
+        Representation
+            Values rounded to half precision, as float32.
+        """
+        with self._alone(key):
+            found = self._read(key, grid)
+            if found is not None:
+                return found
+            made = make()
+            values = made.values.astype("<f2")
+            self._write(key, values, made)
+        return Representation(values.astype(np.float32), grid, made.provenance)
+
+    def _read(self, key: str, grid: Grid) -> Representation | None:
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        if hashlib.sha256(memoryview(content)[_DIGEST:]).hexdigest().encode() != content[:_DIGEST]:
+            return None
+        end = content.index(b"\n")
+        halves = np.frombuffer(content, "<f2", offset=end + 1).reshape(*grid.shape, -1)
+        return Representation(halves.astype(np.float32), grid, json.loads(content[_DIGEST:end]))
+
+    def _write(self, key: str, values: NDArray[np.float16], made: Representation) -> None:
+        head = json.dumps(dict(made.provenance)).encode() + b"\n"
+        digest = hashlib.sha256(head)
+        digest.update(values.data)
+        size = _DIGEST + len(head) + values.nbytes
+        if size > self.most_bytes:
+            return
+        try:
+            self._make_room(size)
+            with atomic(self._path(key)) as temporary, temporary.open("wb") as file:
+                file.write(digest.hexdigest().encode() + head)
+                file.write(values.data)
+        except (OSError, DataError) as error:
+            cause = error.__cause__ or error
+            reason = cause.strerror if isinstance(cause, OSError) else str(cause)
+            warnings.warn(
+                f"{self.folder}: representations cannot be kept ({reason}); the work goes on without, but slower: free "
+                "some space, or choose another folder",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _make_room(self, size: int) -> None:
+        """Delete what was longest not used until `size` more bytes may be written."""
+        entries = []
+        for path in self.folder.iterdir():
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process was quicker
+                continue
+            if path.suffix != _ENDING:
+                continue
+            if path.name.startswith(".") and time.time() - status.st_mtime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+            else:
+                entries.append((status.st_mtime, status.st_size, path))
+        held = sum(entry[1] for entry in entries)
+        for _, freed, path in sorted(entry for entry in entries if not entry[2].name.startswith(".")):
+            if held + size <= self.most_bytes:
+                return
+            path.unlink(missing_ok=True)
+            held -= freed
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Keep other processes from the entries whose keys begin like this one; the system frees it if we die."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / f"{key[:2]}.lock").open("wb")
+        except OSError:
+            yield
+            return
+        with lock:
+            if fcntl is not None:
+                with suppress(OSError):  # some network file systems have no locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_ENDING}"
