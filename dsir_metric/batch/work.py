@@ -19,7 +19,7 @@ from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
 from dsir_metric.errors import DataError, DsirError
 from dsir_metric.register import RegisterConfig
-from dsir_metric.represent import Cache, Representation, Representer, represent_pair
+from dsir_metric.represent import Cache, PairRepresenter, Representer
 
 __all__ = ["Work"]
 
@@ -85,21 +85,19 @@ class Work:
         scans, config = job.read(), self.config
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
-        result = scans.register(config, representations=self._represented(scans.fixed, scans.moving))
+        result = scans.register(config, representations=self._represent())
         for name in ("result.json", "moved_labels.nii.gz", "inverse.h5"):  # of other inputs or settings
             (job.output / name).unlink(missing_ok=True)
         more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
-    def _represented(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[Representation, Representation]:
+    def _represent(self) -> PairRepresenter:
         config = self.config
-        return represent_pair(
-            fixed,
-            moving,
+        return PairRepresenter(
             _representer(config.model, config.device, config.threads),
-            spacing_mm=config.spacing_mm,
-            fixed_intensity=config.fixed_intensity,
-            moving_intensity=config.moving_intensity,
+            config.spacing_mm,
+            config.fixed_intensity,
+            config.moving_intensity,
             shared=True,
             cache=self.cache,
         )

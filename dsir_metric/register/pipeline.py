@@ -29,9 +29,9 @@ from dsir_metric.register.result import Progress, RegistrationResult, StageRepor
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
-from dsir_metric.represent import Representation, Representer, represent_pair
+from dsir_metric.represent import PairRepresenter, Representation, Representer
 from dsir_metric.represent.foreground import foreground
-from dsir_metric.represent.pair import represent_turned, resampled_scan
+from dsir_metric.represent.pair import resampled_scan
 
 __all__ = ["register"]
 
@@ -54,7 +54,7 @@ def register(
     fixed_mask: sitk.Image | None = None,
     moving_mask: sitk.Image | None = None,
     initial_transform: sitk.Transform | None = None,
-    representations: tuple[Representation, Representation] | None = None,
+    representations: tuple[Representation, Representation] | PairRepresenter | None = None,
     on_progress: OnProgress | None = None,
 ) -> RegistrationResult:
     """Register two scans of any modality.
@@ -70,9 +70,10 @@ def register(
         Points that map outside it do not count; on the grid of `moving`.
     initial_transform : sitk.Transform, optional
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
-    representations : tuple of Representation, optional
+    representations : tuple of Representation, or PairRepresenter, optional
         Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
-        model, spacing and intensities of `config` then play no part.
+        model, spacing and intensities of `config` then play no part. Or what makes them, in place of what `config`
+        says.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
@@ -115,18 +116,18 @@ def _register(
     fixed_mask: sitk.Image | None,
     moving_mask: sitk.Image | None,
     initial_transform: sitk.Transform | None,
-    representations: tuple[Representation, Representation] | None,
+    representations: tuple[Representation, Representation] | PairRepresenter | None,
     on_progress: OnProgress | None,
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     prepare = partial(_prepare, fixed, moving, config, fixed_mask, moving_mask, state)
     with clock.stage("represent"):
-        representer: Representer | None = None
-        pair = representations
-        if pair is None:
-            representer = Representer(config.model, config.device, config.threads)
-            pair = _represented(fixed, moving, config, representer)
+        if isinstance(representations, tuple):
+            make, pair = None, representations
+        else:
+            make = representations or _representer(config)
+            pair = make(fixed, moving)
         problem = prepare(pair)
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
@@ -134,9 +135,9 @@ def _register(
     reports = []
     for name in config.stages:
         turn = rotation(state.linear)
-        if representer is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
+        if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                pair = pair[0], represent_turned(moving, pair[0].grid, turn, representer, config.moving_intensity)
+                pair = pair[0], make.turned(moving, pair[0].grid, turn)
                 problem = prepare(pair)
                 guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
         state, report = _stage(name, problem, guard, state, clock)
@@ -206,17 +207,9 @@ def _start(initial: sitk.Transform | None) -> State:
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
-def _represented(
-    fixed: sitk.Image, moving: sitk.Image, config: RegisterConfig, representer: Representer
-) -> tuple[Representation, Representation]:
-    return represent_pair(
-        fixed,
-        moving,
-        representer,
-        spacing_mm=config.spacing_mm,
-        fixed_intensity=config.fixed_intensity,
-        moving_intensity=config.moving_intensity,
-    )
+def _representer(config: RegisterConfig) -> PairRepresenter:
+    representer = Representer(config.model, config.device, config.threads)
+    return PairRepresenter(representer, config.spacing_mm, config.fixed_intensity, config.moving_intensity)
 
 
 def _prepare(

@@ -4,7 +4,7 @@ from dsir_metric.represent.cache import Cache
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import load_card
-from dsir_metric.represent.pair import represent_pair
+from dsir_metric.represent.pair import PairRepresenter, represent_pair
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
@@ -12,6 +12,7 @@ __all__ = [
     "Cache",
     "IntensityRule",
     "ModelCard",
+    "PairRepresenter",
     "Representation",
     "Representer",
     "load_card",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,7 +18,15 @@ from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
 
-__all__ = ["MOST_VOXELS", "represent_pair", "represent_turned", "resampled", "resampled_scan", "working_grids"]
+__all__ = [
+    "MOST_VOXELS",
+    "PairRepresenter",
+    "represent_pair",
+    "represent_turned",
+    "resampled",
+    "resampled_scan",
+    "working_grids",
+]
 
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
@@ -27,6 +35,42 @@ _SLAB = 50  # about as many slices stand for a 2-D image, so that it may have as
 _SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))
 _STEPS_PER_OCTAVE = 4  # of the spacings that images of a study share: a pair's own is met within 9 %
 _PATIENT_AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class PairRepresenter:
+    """How the scans of a registration are represented: the settings of `represent_pair`.
+
+    Parameters
+    ----------
+    representer : Representer
+    spacing_mm, fixed_intensity, moving_intensity, shared, cache
+        See `represent_pair`.
+    """
+
+    representer: Representer
+    spacing_mm: float | None = None
+    fixed_intensity: str = "auto"
+    moving_intensity: str = "auto"
+    shared: bool = False
+    cache: Cache | None = None
+
+    def __call__(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[Representation, Representation]:
+        """Both scans, see `represent_pair`."""
+        return represent_pair(
+            fixed,
+            moving,
+            self.representer,
+            spacing_mm=self.spacing_mm,
+            fixed_intensity=self.fixed_intensity,
+            moving_intensity=self.moving_intensity,
+            shared=self.shared,
+            cache=self.cache,
+        )
+
+    def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64]) -> Representation:
+        """The moving scan along turned axes, see `represent_turned`; it suits this pair alone, so no cache has it."""
+        return represent_turned(moving, fixed, rotation, self.representer, self.moving_intensity)
 
 
 def represent_pair(
