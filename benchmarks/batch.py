@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -29,8 +30,8 @@ from dsir_metric.phantom import make_pair
 from dsir_metric.register import RegisterConfig, register
 from dsir_metric.represent import Cache, Representer, represent_pair
 
-QUICK = RegisterConfig(stages=("centre", "search", "rigid", "affine"), spacing_mm=5.0, threads=1)
-WHOLE = RegisterConfig(spacing_mm=4.0, threads=1)
+QUICK = RegisterConfig(stages=("centre", "search", "rigid", "affine"), spacing_mm=6.0, threads=1)
+WHOLE = RegisterConfig(spacing_mm=5.0, threads=1)
 KILL_EVERY_S = 20.0
 
 
@@ -60,31 +61,31 @@ class Study:
     ) -> tuple[float, tuple[Outcome, ...]]:
         """Seconds of a study, with the start of its workers, and its outcomes."""
         kept = None if cache is None else Cache(self.folder / cache)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), cpu_seconds()
         outcomes = run_batch(self.pairs(out, config), self.folder / out, config, workers=workers, cache=kept)
-        return time.perf_counter() - started, outcomes
+        return time.perf_counter() - started, cpu_seconds() - cpu, outcomes
 
 
-def speed(folder: Path, count: int = 12) -> None:
+def speed(folder: Path, count: int = 6) -> None:
     """Pairs a minute: a plain loop, one worker, two."""
     study = Study.make(folder, count)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), cpu_seconds()
     for pair in study.pairs("loop", QUICK):
         scans = pair.job.read()
         pair.job.output.mkdir(parents=True)
         pair.job.write(scans, scans.register(QUICK))
-    show(f"plain loop, {count} pairs", time.perf_counter() - started, count)
+    show("plain loop", time.perf_counter() - started, cpu_seconds() - cpu, count)
     for workers in (1, 2):
-        seconds, outcomes = study.run(f"out{workers}", QUICK, workers, f"cache{workers}")
+        seconds, cpu, outcomes = study.run(f"out{workers}", QUICK, workers, f"cache{workers}")
         assert all(o.state == "done" for o in outcomes)
-        show(f"{workers} worker(s), {count} pairs", seconds, count)
+        show(f"{workers} worker(s)", seconds, cpu, count)
 
 
 def cache(folder: Path) -> None:
     """One fixed, four moving: without the cache, with an empty one, with a full one; and how far results differ."""
     study = Study.make(folder, 4)
     for name, out, kept in (("no cache", "bare", None), ("empty cache", "cold", "c"), ("full cache", "warm", "c")):
-        show(f"{name}, 4 pairs", study.run(out, WHOLE, 1, kept)[0], 4)
+        show(name, *study.run(out, WHOLE, 1, kept)[:2], 4)
     grid = Grid.of(io.read_image(folder / "fixed.nii.gz"))
     points = [tuple(p) for p in grid.points_mm().reshape(-1, 3)[::97].tolist()]
     away, apart = [], []
@@ -113,9 +114,9 @@ def kill(folder: Path, count: int = 40) -> None:
                 killed += 1
 
     threading.Thread(target=killer, daemon=True).start()
-    seconds, outcomes = study.run("out", QUICK, 2, "cache")
+    seconds, cpu, outcomes = study.run("out", QUICK, 2, "cache")
     over.set()
-    show(f"2 workers, {killed} killed, {count} pairs", seconds, count)
+    show(f"2 workers, {killed} killed", seconds, cpu, count)
     states = [o.state for o in outcomes]
     print({state: states.count(state) for state in sorted(set(states))})
 
@@ -132,8 +133,16 @@ def axes(_: Path) -> None:
         print(f"{degrees:2} degrees: {errors[0]:.2f} mm along its own axes, {errors[1]:.2f} mm along shared ones")
 
 
-def show(name: str, seconds: float, pairs: int) -> None:
-    print(f"{name}: {seconds:.1f} s, {60 * pairs / seconds:.1f} pairs a minute", flush=True)
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def show(name: str, seconds: float, cpu_s: float, pairs: int) -> None:
+    print(
+        f"{name}, {pairs} pairs: {seconds:.1f} s, {60 * pairs / seconds:.1f} pairs a minute, {cpu_s:.1f} CPU s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -166,6 +166,7 @@ def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, st
     threads = config.threads or max(1, CPU_COUNT // count)
     limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     settings: dict[str, Any] = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+    settings["distributed.worker.profile.enabled"] = False
     told = f"{count} workers of {threads} threads" if count > 1 else f"1 worker of {threads} threads"
     with (
         dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}),
@@ -174,7 +175,7 @@ def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, st
             threads_per_worker=1,
             processes=True,
             memory_limit=MEMORY_LIMIT // count,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
