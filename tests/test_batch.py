@@ -319,7 +319,9 @@ def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Po
     last.write_bytes(last.read_bytes()[:5000])  # its header is whole
     second = CliRunner().invoke(app, ["register-batch", str(study), "-o", str(out), *OPTIONS, "--workers", "2"])
     assert second.exit_code == 1, second.output
-    assert list(states(out).values()) == ["kept", *["done"] * 2, "failed"]
+    first_pair, *between, last_pair = states(out).values()
+    assert (first_pair, last_pair) == ("kept", "failed")
+    assert set(between) <= {"kept", "done"}  # a worker finishes what it has begun without its scheduler
     assert "m3.nii.gz: is truncated" in (out / "table.csv").read_text()
     assert "1 failed" in second.stderr
     alone(out, 3)
