@@ -81,7 +81,7 @@ class Grid:
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
         """3 x 3 matrix from index steps (x, y, z) to mm."""
-        return np.reshape(self.direction, (3, 3)) @ np.diag(self.spacing_mm)
+        return np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing_mm, np.float64)
 
     @cached_property
     def inverse_matrix(self) -> NDArray[np.float64]:
