@@ -145,8 +145,9 @@ def linear(pair: PhantomPair) -> RegisterConfig:
     return RegisterConfig(stages=("centre", "rigid", "affine"), threads=1, spacing_mm=4.5)
 
 
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_an_engine_deforms_the_phantom(name: str, pair: PhantomPair, linear: RegisterConfig) -> None:
+def test_an_engine_deforms_the_phantom(pair: PhantomPair, linear: RegisterConfig) -> None:
+    """The quickest of them; the others do it in their examples."""
+    name = "greedy"
     pytest.importorskip(PACKAGES[name])
     before = pair.error_mm(register(pair.fixed, pair.moving, linear).transform)
     result = register(pair.fixed, pair.moving, replace(linear, backend=name, stages=(*linear.stages, "deformable")))
@@ -211,11 +212,13 @@ def test_a_crash_leaves_the_output_as_it_was(broken: Path, files: list[Path], tm
 def test_the_files_for_a_program_register_with_it(
     name: str, files: list[Path], tmp_path: Path, pair: PhantomPair
 ) -> None:
-    result = call("represent", *files, "--for", name, "--channels", 4, "-o", tmp_path / "o", "--threads", 1)
+    result = call(
+        "represent", *files, "--for", name, "--channels", 2, "--spacing", 6, "-o", tmp_path / "o", "--threads", 1
+    )
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "o" / "register.sh").read_text().splitlines()
     assert lines[0] == "#!/bin/sh"
-    assert "on 4 channels, which keep" in lines[1]
+    assert "on 2 channels, which keep" in lines[1]
     assert str(files[1]) in lines[-1]
     pytest.importorskip(PACKAGES[name])
     process.run_commands(name, [shlex.split(line) for line in lines[4:-1]], tmp_path / "o", 1, 300)
@@ -241,3 +244,5 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     before, after = re.search(r"mean error (\S+) mm -> (\S+) mm", done.stdout).groups()
     assert float(after) < 0.4 * float(before)
+    worse, better = re.search(r"deformable +mean cosine (\S+) -> (\S+)", done.stdout).groups()
+    assert float(better) > float(worse)
