@@ -164,9 +164,10 @@ def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, st
     from distributed.system import MEMORY_LIMIT
 
     threads = config.threads or max(1, CPU_COUNT // count)
-    limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
+    limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     settings: dict[str, Any] = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
     settings["distributed.worker.profile.enabled"] = False
+    settings["distributed.nanny.environ"] = {"NUMBA_NUM_THREADS": str(threads)}  # the others this process gets as well
     told = f"{count} workers of {threads} threads" if count > 1 else f"1 worker of {threads} threads"
     with (
         dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}),
