@@ -92,7 +92,7 @@ def test_affine_fit_finds_what_a_rigid_one_cannot() -> None:
 def problem(pair: Level, moving_body: sitk.Image | None = None) -> Problem:
     search = SearchConfig(rotation_deg=60.0, rotation_step_deg=60.0, points=400, candidates=3)
     body = moving_body or pair.moving.grid.image() + 1
-    return Problem([pair], pair, body, middle(pair.fixed_mask), RegisterConfig(search=search))
+    return Problem([pair], body, middle(pair.fixed_mask), RegisterConfig(search=search))
 
 
 def test_search_finds_what_a_fit_alone_does_not() -> None:

@@ -18,7 +18,7 @@ from dsir_metric.bridges.registry import engine
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import DisplacementField
 
-__all__ = ["run_commands", "run_engine", "run_module"]
+__all__ = ["checked_field", "run_commands", "run_engine", "run_module"]
 
 _COMMANDS, _LOG = "commands.json", "engine.log"
 _THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -63,6 +63,17 @@ def run_engine(
             field = DisplacementField.from_transform(bridge.read(folder), pair.fixed.grid)
         except RuntimeError as error:
             raise RegistrationError(f"{name} ended without a transform{_last_words(folder)}") from error
+    return checked_field(name, field)
+
+
+def checked_field(name: str, field: DisplacementField) -> DisplacementField:
+    """What an engine found, one voxel wider, so that it ends outside the image.
+
+    Raises
+    ------
+    RegistrationError
+        If it is not finite; `name` begins the message.
+    """
     if not np.all(np.isfinite(field.values)):
         raise RegistrationError(f"{name} gave a deformation that is not finite; use another backend for this pair")
     return field.padded(1)

@@ -10,8 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.bridges.channels import channel_pair
-from dsir_metric.bridges.process import run_module
-from dsir_metric.errors import RegistrationError
+from dsir_metric.bridges.process import checked_field, run_module
 from dsir_metric.geometry import DisplacementField
 from dsir_metric.itk.impact import check_impact
 from dsir_metric.register.config import RegisterConfig
@@ -38,8 +37,5 @@ def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Def
         device = "cuda" if config.device == "cuda" else "cpu"
         run_module("itk", ["dsir_metric.itk.deform", device], folder, config.threads, config.engine.timeout_s)
         field = sitk.ReadImage(str(folder / "field.nrrd"), sitk.sitkVectorFloat64)
-    values = sitk.GetArrayFromImage(field)
-    if not np.all(np.isfinite(values)):
-        raise RegistrationError("itk gave a deformation that is not finite; use another backend for this pair")
-    remark = f"itk on {channels} channels, which keep {100 * pair.kept:.1f} % of the variance of the cosine"
-    return Deformation(DisplacementField(values, pair.fixed.grid).padded(1).to_transform(), remark)
+    found = DisplacementField(sitk.GetArrayFromImage(field), pair.fixed.grid)
+    return Deformation(checked_field("itk", found).to_transform(), f"itk on {pair.text}")

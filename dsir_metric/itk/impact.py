@@ -7,12 +7,10 @@ it returns the representation it was saved with.
 from __future__ import annotations
 
 import tempfile
-import warnings
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import SimpleITK as sitk
 
 from dsir_metric.errors import MissingDependencyError, ShapeError
@@ -144,23 +142,12 @@ def impact_method(metric: Any) -> Any:
 
 def _stored(image: Representation) -> Any:
     """A model configuration whose model returns `image`; it holds the model, the file was only its way in."""
-    import torch
-
-    class _Stored(torch.nn.Module):
-        def __init__(self, values: torch.Tensor) -> None:
-            super().__init__()
-            self.features: torch.Tensor
-            self.register_buffer("features", values)
-
-        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-            return [self.features]
+    from dsir_metric.torch.stored import save_stored
 
     itk = load_itk()
-    values = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image.values, -1, 0), np.float32))[None]
-    with tempfile.TemporaryDirectory(prefix="dsir-impact-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what the package reads
+    with tempfile.TemporaryDirectory(prefix="dsir-impact-") as folder:
         path = Path(folder) / "stored.pt"
-        torch.jit.save(torch.jit.script(_Stored(values)), str(path))
+        save_stored(image, path)
         return itk.ImpactModelConfiguration(
             str(path), 3, 1, [0, 0, 0], list(image.grid.spacing_mm), [0, 0, 0], [True], False
         )

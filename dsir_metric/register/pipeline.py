@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numba
@@ -39,7 +39,6 @@ OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
-_LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -121,14 +120,13 @@ def _register(
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
-    prepare = partial(_prepare, fixed, moving, config, fixed_mask, moving_mask, state)
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
         else:
             make = representations or _representer(config)
             pair = make(fixed, moving)
-        problem = prepare(pair)
+        problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
@@ -137,8 +135,7 @@ def _register(
         turn = rotation(state.linear)
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                pair = pair[0], make.turned(moving, pair[0].grid, turn)
-                problem = prepare(pair)
+                problem = _turned(problem, moving, make.turned(moving, problem.levels[-1].fixed.grid, turn))
                 guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
@@ -215,11 +212,11 @@ def _representer(config: RegisterConfig) -> PairRepresenter:
 def _prepare(
     fixed: sitk.Image,
     moving: sitk.Image,
+    pair: tuple[Representation, Representation],
     config: RegisterConfig,
     fixed_mask: sitk.Image | None,
     moving_mask: sitk.Image | None,
     start: State,
-    pair: tuple[Representation, Representation],
 ) -> Problem:
     """Check the masks and build the levels."""
     if fixed_mask is not None:
@@ -229,9 +226,14 @@ def _prepare(
     mask = _body(fixed, fixed_mask, pair[0].grid)
     scans = _scans(fixed, moving, pair, config) if config.looks_at_scans else None
     levels = pyramid(Level(*pair, mask, moving_mask, start.after, scans))
-    linear_level = next((lv for lv in reversed(levels) if lv.spacing_mm >= _LINEAR_MM), levels[0])
-    body = _body(moving, moving_mask, pair[1].grid)
-    return Problem(levels, linear_level, body, middle(mask), config)
+    return Problem(levels, _body(moving, moving_mask, pair[1].grid), middle(mask), config)
+
+
+def _turned(problem: Problem, moving: sitk.Image, along: Representation) -> Problem:
+    """The problem with the moving side along turned axes; the fixed side and the masks stay."""
+    finest, config = problem.levels[-1], problem.config
+    scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
+    return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
 
 
 def _scans(

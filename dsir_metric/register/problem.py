@@ -15,6 +15,7 @@ from dsir_metric.register.pair import Level
 __all__ = ["Deform", "Deformation", "Problem", "Report", "askew_deg"]
 
 Array = NDArray[np.float64]
+_LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,6 @@ class Problem:
     ----------
     levels : list of Level
         Coarse to fine.
-    linear_level : Level
-        The finest one the linear stages look at.
     moving_body : sitk.Image
         Foreground of the moving image.
     pivot_mm : ndarray, shape (3,)
@@ -35,10 +34,14 @@ class Problem:
     """
 
     levels: list[Level]
-    linear_level: Level
     moving_body: sitk.Image
     pivot_mm: Array
     config: RegisterConfig
+
+    @property
+    def linear_level(self) -> Level:
+        """The finest level the linear stages look at."""
+        return next((level for level in reversed(self.levels) if level.spacing_mm >= _LINEAR_MM), self.levels[0])
 
 
 def askew_deg(problem: Problem, rotation: Array) -> float:

@@ -230,6 +230,13 @@ def represent_turned(
     -------
     Representation
         Over the box of the scan, on voxels of the size of those of `fixed`, whose axes are those of `fixed` turned.
+
+    Raises
+    ------
+    ConfigError
+        If the intensity rule is unknown.
+    DsirError
+        What `Representer` raises.
     """
     turned = tuple((rotation @ np.reshape(fixed.direction, (3, 3))).ravel().tolist())
     grid = _bounding_box(Grid.of(moving), turned).resampled(fixed.spacing_mm[0])
