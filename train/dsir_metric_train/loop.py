@@ -1,4 +1,4 @@
-"""The training loop: one pair of views a step, contrasted; checkpoint, resume, exactly."""
+"""The training loop: the two views of a pair, contrasted; checkpoint, resume, exactly."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class Chunked(lightning.LightningModule):
         with together(strategy):
             if not same:
                 raise ConfigError(
-                    f"process {self.global_rank} has another recipe, other files or another checkpoint than the "
-                    "first; give all nodes the same folders of data and output, on a disk they share"
+                    f"process {self.trainer.global_rank} has another recipe, other files or another checkpoint than "
+                    "the first; give all nodes the same folders of data and output, on a disk they share"
                 )
         # Lightning would kill this process at once, before it has told why, when one that it launched ends badly.
         getattr(strategy.launcher, "procs", []).clear()
@@ -102,7 +102,7 @@ def run(
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         raise DataError(
-            f"process {trainer.global_rank} of {trainer.world_size} cannot reach another one at step {trainer.global_step}: "
-            "it ended, was killed or never began; the last good checkpoint stays: resume the run"
+            f"process {trainer.global_rank} of {trainer.world_size} cannot reach another one at step "
+            f"{trainer.global_step}: it ended, was killed or never began; the last good checkpoint stays: go on from it"
         ) from error
     return previous
