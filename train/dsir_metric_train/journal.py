@@ -64,8 +64,11 @@ class Journal(lightning.Callback):
     def _lines_up_to(self, step: int) -> list[dict[str, Any]]:
         if not step or not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise DataError(f"{self.path}: is no log of a training; move it away, and resume again") from error
 
     def _write(self) -> None:
         with atomic(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
