@@ -1,9 +1,11 @@
 """Speed of training: how fast views are drawn, how fast the network steps, and how fast both go together.
 
 Run with: python benchmarks/training.py [--recipe RECIPE] [--data SCANS] [--workers 0 1 2] [--steps 40]
+      or: python benchmarks/training.py --devices 1 2 [--workers 1] [...]
 
-Without `--data`, scans and label maps are phantoms of 180 mm. Each measurement is a process of its own, because a peak
-of memory is never given back; on a machine with CUDA, network and training are measured with it and without.
+The second compares the whole in so many processes (CPU) or on so many GPUs, which share the same batches. Without
+`--data`, scans and label maps are phantoms of 180 mm. Each measurement is a process of its own, because a peak of
+memory is never given back; on a machine with CUDA, network and training are measured with it and without.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import resource
 import subprocess
@@ -25,6 +28,7 @@ import torch
 from dsir_metric_train.loader import Loader, ViewPairs
 from dsir_metric_train.loop import Contrast, train
 from dsir_metric_train.recipe import Recipe
+from dsir_metric_train.together import is_first
 
 from dsir_metric.config import dump_toml, load_toml
 from dsir_metric.phantom import make_pair
@@ -63,7 +67,6 @@ def measure_network(recipe: Recipe, data: Path, steps: int) -> dict[str, float]:
     """Steps a second on one pair of views that is there already."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = Contrast(recipe, data).to(device)
-    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     made = replace(recipe, sources=tuple(s for s in recipe.sources if not s.files))
     batch = tuple(t.to(device) for t in ViewPairs(made, made.open_sources(data), 0, 1).draw(0))
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-4)
@@ -71,24 +74,29 @@ def measure_network(recipe: Recipe, data: Path, steps: int) -> dict[str, float]:
         if k == 3:
             start = _now(device)
         optimiser.zero_grad()
-        module.training_step(batch, k).backward()
+        module.contrast(batch)[0].backward()
         optimiser.step()
     return {"pairs_per_second": steps / (_now(device) - start)}
 
 
-def measure_training(recipe: Recipe, data: Path, workers: int, steps: int) -> dict[str, float]:
+def measure_training(
+    recipe: Recipe, data: Path, out: Path, workers: int, steps: int, devices: int = 1
+) -> dict[str, float]:
     """The whole: the last three quarters of a short run, as its metrics.csv has them."""
     steps = 4 * max(1, steps // 4)
     short = replace(recipe, optimisation=replace(recipe.optimisation, steps=steps, chunk=steps // 4))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.toml"
         file.write_text(dump_toml(short))
-        train(file, folder, data_root=data, workers=workers, progress=False)
-        with (Path(folder) / "log" / "metrics.csv").open() as table:
-            rows = list(csv.DictReader(table))[1:]
-    seconds = sum(steps / 4 / float(row["pairs_per_second"]) for row in rows)
+        train(file, out, data_root=data, workers=workers, devices=devices, progress=False)
+    if not is_first():  # began as the first one did, which tells
+        raise SystemExit
+    with (out / "log" / "metrics.csv").open() as table:
+        rows = list(csv.DictReader(table))[1:]
+    pairs = steps // 4 * recipe.optimisation.batch
+    seconds = sum(pairs / float(row["pairs_per_second"]) for row in rows)
     return {
-        "pairs_per_second": len(rows) * (steps / 4) / seconds,
+        "pairs_per_second": len(rows) * pairs / seconds,
         "waited_percent": 100 * sum(float(row["waited_s"]) for row in rows) / seconds,
     }
 
@@ -110,7 +118,9 @@ def work(job: dict[str, object]) -> dict[str, float]:
     elif job["what"] == "network":
         found = measure_network(recipe, data, steps)
     else:
-        found = measure_training(recipe, data, int(str(job["workers"])), steps)
+        devices, batch = int(str(job.get("devices", 1))), int(str(job.get("batch", 1)))
+        recipe = replace(recipe, optimisation=replace(recipe.optimisation, batch=batch))
+        found = measure_training(recipe, data, Path(str(job["out"])), int(str(job["workers"])), steps, devices)
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     found |= {"memory_mb": peaks[0] / 1024, "worker_mb": peaks[1] / 1024}
     if torch.cuda.is_available():
@@ -133,6 +143,9 @@ def run(job: dict[str, object], device: str) -> dict[str, float]:
 def jobs(options: argparse.Namespace, kinds: list[str]) -> list[tuple[str, str, dict[str, object]]]:
     """Name, device and settings of every measurement."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if options.devices:
+        whole = {"what": "training", "workers": options.workers[0], "batch": math.lcm(*options.devices)}
+        return [(f"training, {n} at once", devices[-1], {**whole, "devices": n}) for n in options.devices]
     listed = [
         (f"views from {kind}, {_processes(n)}", "cpu", {"what": "loader", "kind": kind, "workers": n})
         for kind in (*kinds, "all")
@@ -154,6 +167,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the recipe's files; phantoms by default")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--devices", type=int, nargs="+", help="compare the whole in so many processes")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job is not None:
@@ -162,15 +176,20 @@ def main() -> None:
     kinds = list(dict.fromkeys(source.kind for source in load_toml(options.recipe, Recipe).sources))
     print("| what | device | pairs/s | waited for views, % | memory, MB | a worker's, MB | GPU memory, MB |")
     print("|---|---|---|---|---|---|---|")
+    rates: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         if options.data is None:
             write_phantoms(Path(scratch))
         common = {"recipe": str(options.recipe), "data": str(options.data or scratch), "steps": options.steps}
         for name, device, job in jobs(options, kinds):
-            found = run({**job, **common, "phantoms": options.data is None}, device)
+            with tempfile.TemporaryDirectory() as out:
+                found = run({**job, **common, "phantoms": options.data is None, "out": out}, device)
             columns = ("waited_percent", "memory_mb", "worker_mb", "gpu_mb")
             rest = " | ".join(f"{found[c]:.0f}" if c in found else "" for c in columns)
             print(f"| {name} | {device} | {found['pairs_per_second']:.2f} | {rest} |", flush=True)
+            rates.append(found["pairs_per_second"])
+    if options.devices:
+        print(f"times as fast as with {options.devices[0]}:", *(f"{rate / rates[0]:.2f}" for rate in rates))
 
 
 if __name__ == "__main__":

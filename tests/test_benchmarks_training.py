@@ -45,7 +45,7 @@ def test_rates_count_each_pair_once(recipe: Recipe, tmp_path: Path, monkeypatch:
 
 def test_the_whole_is_measured_by_its_journal(recipe: Recipe, tmp_path: Path) -> None:
     made = from_dict(Recipe, {**vars(recipe), "sources": [{"kind": "shapes"}]})
-    found = training.measure_training(made, tmp_path, 0, 8)
+    found = training.measure_training(made, tmp_path, tmp_path, 0, 8)
     assert found["pairs_per_second"] > 0
     assert 0 < found["waited_percent"] < 100
     assert training.measure_network(made, tmp_path, 2)["pairs_per_second"] > 0
@@ -54,6 +54,14 @@ def test_the_whole_is_measured_by_its_journal(recipe: Recipe, tmp_path: Path) ->
 def test_a_recipe_that_goes_on_from_a_model_is_measured_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Recipe] = []
     monkeypatch.setattr(training, "measure_training", lambda recipe, *_: taken.append(recipe) or {})
-    job = {"what": "training", "recipe": training.DEFAULT, "phantoms": True, "data": ".", "workers": 0, "steps": 1}
+    job = {
+        "what": "training",
+        "recipe": training.DEFAULT,
+        "phantoms": True,
+        "data": ".",
+        "out": ".",
+        "workers": 0,
+        "steps": 1,
+    }
     assert training.work(job)["memory_mb"] > 0
     assert not taken[0].base

@@ -306,11 +306,10 @@ def test_learning_rate_falls_to_a_hundredth_if_asked_to() -> None:
 @pytest.mark.parametrize(("precision", "head"), [("single", torch.float32), ("mixed", torch.bfloat16)])
 def test_mixed_precision_is_that_of_the_head_alone(precision: str, head: torch.dtype) -> None:
     module, seen = contrast(precision=precision), []
-    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     for layer in (module.network.out, module.network.head):
         layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     points = torch.arange(30).reshape(10, 3) % 8
-    loss = module.training_step((torch.rand(2, 1, 8, 8, 8), points, points.float()), 0)
+    loss, _ = module.contrast((torch.rand(2, 1, 8, 8, 8), points, points.float()))
     assert seen == [torch.float32, head]
     assert loss.dtype == torch.float32
 

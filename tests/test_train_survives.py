@@ -175,6 +175,21 @@ def test_resumed_run_keeps_the_earlier_lines(scans: Path, tmp_path: Path, monkey
     assert same_weights(out / "last.ckpt", tmp_path / "whole" / "last.ckpt")
 
 
+def test_a_log_that_is_none_is_told_in_one_line(scans: Path, tmp_path: Path) -> None:
+    recipe(scans, steps=2, decay=False)
+    run(scans, tmp_path / "out")
+    recipe(scans, steps=4, decay=False)
+    log = tmp_path / "out" / "log" / "metrics.csv"
+    for broken in (b"\xff\xfe\x00", b"loss\r\n1\r\n", b"step,loss\r\nfirst,1\r\n"):
+        log.write_bytes(broken)
+        with pytest.raises(DataError, match=r"metrics\.csv: is no log of a training; move it away"):
+            run(scans, tmp_path / "out", resume=True)
+    assert log.read_bytes() == broken
+    log.unlink()
+    run(scans, tmp_path / "out", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "out")] == ["4"]
+
+
 def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(scans: Path, tmp_path: Path) -> None:
     recipe(scans, steps=2)
     out = tmp_path / "out"

@@ -92,6 +92,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def main() -> None:
     """Entry point of the `dsir-metric` command."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C++ core writes on stderr what an exception says as well
+    for core, level in (("GRPC_VERBOSITY", "NONE"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(core, level)  # in C++; they write on stderr what an exception says as well, and advice
     warnings.showwarning = _warn
     app(prog_name="dsir-metric")

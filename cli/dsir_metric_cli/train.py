@@ -29,7 +29,9 @@ __all__ = ["command"]
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [FOLDER; default: all cores]")
 @click.option("--data", type=PATH, help="Folder the files of a recipe lie in.  [RECIPE; default: that of the recipe]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
-@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that draw views.")
+@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that draw, a device.")
+@click.option("--devices", type=click.IntRange(1), help="GPUs, or CPU processes, of a machine.  [RECIPE; default: 1]")
+@click.option("--nodes", type=click.IntRange(1), help="Machines, all started alike.  [RECIPE; default: 1]")
 @debug_option
 def command(source: Path, output: Path, resume: bool, workers: int, **given: Any) -> None:
     """Fine-tune a model on the scans in FOLDER, or train one from RECIPE, a TOML file.
@@ -47,7 +49,7 @@ def command(source: Path, output: Path, resume: bool, workers: int, **given: Any
     if not source.exists():
         raise ConfigError(f"{source}: there is no such folder or file")
     chosen = {name: value for name, value in given.items() if value is not None}
-    unfit = {"data"} if source.is_dir() else {"steps", "crop", "seed", "keep", "threads"}
+    unfit = {"data", "devices", "nodes"} if source.is_dir() else {"steps", "crop", "seed", "keep", "threads"}
     for name in unfit & set(chosen):
         kind, other = ("a folder", "a recipe") if source.is_dir() else ("a recipe", "a folder")
         raise ConfigError(f"--{name} goes with {other}, and {source} is {kind}: leave it out")
@@ -56,22 +58,27 @@ def command(source: Path, output: Path, resume: bool, workers: int, **given: Any
 
 def _hush() -> None:
     """Without what Lightning, once imported, tells about itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def _train(recipe: Path, output: Path, *, model: str | None = None, data: Path | None = None, **chosen: Any) -> None:
+def _train(
+    recipe: Path, output: Path, *, model: str | None = None, data: Path | None = None, nodes: int = 1, **chosen: Any
+) -> None:
     with needs("train"):
         from dsir_metric_train.loop import train
         from dsir_metric_train.recipe import Recipe
+        from dsir_metric_train.together import is_first
     _hush()
     network = None
     if model is not None:
         with needs("export"):
             from dsir_metric_export import read_network
         network = read_network(model, load_toml(recipe, Recipe).base).train()
-    checkpoint = train(recipe, output, data_root=data, network=network, **chosen)
-    click.echo(f"wrote {checkpoint}; next: dsir-metric export {checkpoint} -o model.onnx", err=True)
+    checkpoint = train(recipe, output, data_root=data, network=network, num_nodes=nodes, **chosen)
+    if is_first():
+        click.echo(f"wrote {checkpoint}; next: dsir-metric export {checkpoint} -o model.onnx", err=True)
 
 
 def _adapt(folder: Path, output: Path, **chosen: Any) -> None:

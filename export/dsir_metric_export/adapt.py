@@ -210,6 +210,7 @@ def _recipe(card: ModelCard, files: Sequence[Path], steps: int, crop: int | None
     optimisation = replace(
         from_dict(Optimisation, made_with.get("optimisation", {})),
         steps=steps,
+        batch=1,
         learning_rate=RATE,
         decay=True,
         chunk=50,

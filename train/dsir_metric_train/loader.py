@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dsir_metric.errors import DataError, DsirError
 from dsir_metric_train.loss import sample_points
 from dsir_metric_train.recipe import Recipe
+from dsir_metric_train.together import together, told
 from dsir_metric_train.views import Scans, Source
 
 __all__ = ["Loader", "Pair", "ViewPairs"]
@@ -38,7 +40,7 @@ class Drawn:
 
 
 class ViewPairs(Dataset[Drawn]):
-    """Views of the steps `start` to `start + count`: item k depends on the seed and the step alone.
+    """Views of the steps `start` to `start + count`: a pair depends on the seed, the step and its place in the batch.
 
     Parameters
     ----------
@@ -46,17 +48,22 @@ class ViewPairs(Dataset[Drawn]):
     sources : sequence of Source
     start, count : int
         First step and number of steps.
+    rank, processes : int
+        Which part of every batch is drawn, and of how many.
     """
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source], start: int, count: int) -> None:
+    def __init__(
+        self, recipe: Recipe, sources: Sequence[Source], start: int, count: int, rank: int = 0, processes: int = 1
+    ) -> None:
         self.recipe, self.sources, self.start, self.count = recipe, sources, start, count
+        self.rank, self.share = rank, recipe.optimisation.batch // processes
         self.shares = recipe.shares()
 
     def __len__(self) -> int:
-        return self.count
+        return self.count * self.share
 
     def __getitem__(self, item: int) -> Drawn:
-        """The pair of a step, or what went wrong."""
+        """A pair, or what went wrong."""
         pair: Pair | DsirError
         try:
             pair = self.draw(item)
@@ -67,7 +74,9 @@ class ViewPairs(Dataset[Drawn]):
     def draw(self, item: int) -> Pair:
         """Two views (2, 1, z, y, x) and the sampled points in the first and the second (points, 3), z, y, x."""
         settings = self.recipe.optimisation
-        rng = np.random.default_rng([settings.seed, self.start + item])
+        step, place = divmod(item, self.share)
+        pair = (self.start + step) * settings.batch + self.rank * self.share + place  # of the run, whoever draws it
+        rng = np.random.default_rng([settings.seed, pair])
         for _ in range(50):
             views = self.sources[int(rng.choice(len(self.sources), p=self.shares))].draw(rng)
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -88,7 +97,9 @@ class Loader:
     workers : int
         Processes that draw; 0 draws in this one.
     unusable : dict
-        Files that could not be used, and why; grows as they are met.
+        Files that could not be used, and why; grows as they are met, by any process.
+    strategy : Strategy, optional
+        Lightning's; by default there is one process alone.
 
     Attributes
     ----------
@@ -101,8 +112,11 @@ class Loader:
         While iterating, if more than a tenth of the scans cannot be used, or crops hold nothing.
     """
 
-    def __init__(self, pairs: ViewPairs, workers: int, unusable: dict[str, str]) -> None:
-        self.chunk, self.waited_s, self.unusable = min(pairs.recipe.optimisation.chunk, len(pairs)), 0.0, unusable
+    def __init__(
+        self, pairs: ViewPairs, workers: int, unusable: dict[str, str], strategy: Strategy | None = None
+    ) -> None:
+        self.chunk = min(pairs.recipe.optimisation.chunk * pairs.share, len(pairs))
+        self.waited_s, self.unusable, self.strategy = 0.0, unusable, strategy or SingleDeviceStrategy()
         self.files = sum(len(source.files) for source in _scans(pairs.sources))
         ahead = 4 if workers else None
         self._drawn: Iterator[Drawn] = iter(
@@ -126,14 +140,17 @@ class Loader:
         self._drawn = iter(())
 
     def _checked(self, drawn: Drawn) -> Pair:
-        if isinstance(drawn.pair, DsirError):
-            raise drawn.pair
-        self.unusable.update(drawn.unusable)
-        if len(self.unusable) > self.files / 10:
-            reason = next(iter(self.unusable.values()))
-            raise DataError(
-                f"{len(self.unusable)} of {self.files} scans cannot be used, more than a tenth; the first: {reason}"
-            )
+        new = {file: reason for file, reason in drawn.unusable.items() if file not in self.unusable}
+        for unusable in told(self.strategy, new or None):
+            self.unusable.update(unusable)
+        with together(self.strategy):
+            if isinstance(drawn.pair, DsirError):
+                raise drawn.pair
+            if len(self.unusable) > self.files / 10:
+                reason = next(iter(self.unusable.values()))
+                raise DataError(
+                    f"{len(self.unusable)} of {self.files} scans cannot be used, more than a tenth; the first: {reason}"
+                )
         return drawn.pair
 
 

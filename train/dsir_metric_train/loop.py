@@ -1,10 +1,10 @@
-"""The training loop: one pair of views a step, contrasted; checkpoint, resume, exactly."""
+"""The training loop: the two views of a pair, contrasted; checkpoint, resume, exactly."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -21,6 +21,7 @@ from dsir_metric_train.loss import contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
 from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, run
+from dsir_metric_train.together import Machines, is_first, together
 
 __all__ = ["CHECKPOINT", "Contrast", "train"]
 
@@ -47,10 +48,18 @@ class Contrast(Chunked):
         for weight in self.network.head.parameters():
             if weight.ndim == 5:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)  # a tenth faster on CPUs
-        self.save_hyperparameters({"model": to_dict(recipe.model), "recipe": to_dict(recipe)})
+        self.save_hyperparameters({"model": to_dict(recipe.model), "recipe": to_dict(recipe), "data": self.files})
 
     def training_step(self, batch: Pair, _: int) -> Tensor:
-        """Contrast the two views of one step."""
+        """Contrast the two views of a pair."""
+        with together(self.trainer.strategy):
+            loss, retrieval = self.contrast(batch)
+        figures = {"loss": loss, "retrieval": retrieval}
+        self.log_dict(figures, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        return loss
+
+    def contrast(self, batch: Pair) -> tuple[Tensor, Tensor]:
+        """Loss of a pair, and the share of its points whose true match is the nearest; DataError without a number."""
         views, *points = batch
         settings = self.recipe.optimisation
         features = self.network.features(views)
@@ -61,9 +70,8 @@ class Contrast(Chunked):
         if not torch.isfinite(loss):
             raise diverged(f"the loss is {loss.item()}", self.global_step)
         with torch.no_grad():
-            hits = ((first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)).float().mean()
-        self.log_dict({"loss": loss, "retrieval": hits}, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
-        return loss
+            hits = (first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)
+        return loss, hits.float().mean()
 
     def configure_optimizers(self) -> Any:
         """Adam, with cosine decay where the recipe asks for it."""
@@ -100,9 +108,11 @@ class _Pairs(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Loader of the steps that are left."""
-        start = self.trainer.global_step if self.trainer else 0
-        count = max(1, self.recipe.optimisation.steps - start)
-        self.loader = Loader(ViewPairs(self.recipe, self.sources, start, count), self.workers, self.unusable)
+        trainer = cast(lightning.Trainer, self.trainer)
+        count = max(1, self.recipe.optimisation.steps - trainer.global_step)
+        part = trainer.global_rank, trainer.world_size
+        pairs = ViewPairs(self.recipe, self.sources, trainer.global_step, count, *part)
+        self.loader = Loader(pairs, self.workers, self.unusable, trainer.strategy)
         return self.loader
 
     def close(self) -> None:
@@ -119,9 +129,16 @@ def train(
     network: MasrNet | None = None,
     resume: bool = False,
     workers: int = 1,
+    devices: int = 1,
+    num_nodes: int = 1,
     progress: bool = True,
 ) -> Path:
     """Train a MASR-Net and leave `last.ckpt` and `log/metrics.csv` in `out`.
+
+    With more than one device or node each is a process, and they share every batch of the recipe (distributed data
+    parallel): the pairs are the same as with one, and the weights up to rounding. Unless torchrun or srun has started
+    all of them, this one starts the others of its machine, which run the same script up to here; only the first one
+    writes, and on errors the others end with `SystemExit`.
 
     Parameters
     ----------
@@ -136,7 +153,11 @@ def train(
     resume : bool
         Go on from `out/last.ckpt` when it is there. The weights end up the same as without the interruption.
     workers : int
-        Processes that draw views; 0 draws them in this one.
+        Processes that draw views, for each one that trains; 0 draws them in that one.
+    devices : int
+        GPUs to train on, of each machine, or processes where it has none.
+    num_nodes : int
+        Machines. All need the same folders, on a disk they share.
     progress : bool
         Show Lightning's progress bar.
 
@@ -147,12 +168,13 @@ def train(
     Raises
     ------
     ConfigError
-        If the recipe is unusable, or not the one that made the checkpoint to go on from.
+        If the recipe is unusable, or not the one that made the checkpoint to go on from; or if there are no such
+        devices, or they cannot share a batch evenly.
     ModelFileError
         If that checkpoint is damaged.
     DataError, ShapeError, GeometryError
-        If the data or the folder are unusable, more than a tenth of the scans cannot be read, the disk is full, or the
-        loss is no number; then the last good checkpoint stays.
+        If the data or the folder are unusable, more than a tenth of the scans cannot be read, the disk is full, the
+        loss is no number, or another process was killed; then the last good checkpoint stays.
 
     Warns
     -----
@@ -166,17 +188,29 @@ def train(
         raise ConfigError(f"{recipe_path}: [model] is not that of the given weights; write {network.config.to_dict()}")
     if resume:
         check_resumable(out / CHECKPOINT, recipe)
-    root = Path(data_root) if data_root else Path(recipe_path).parent
     settings = recipe.optimisation
+    machines = Machines(devices, num_nodes)
+    share = machines.share_of(settings.batch)
+    root = Path(data_root) if data_root else Path(recipe_path).parent
     lightning.seed_everything(settings.seed, verbose=False)
     module = Contrast(recipe, root, network)
     pairs = _Pairs(recipe, root, workers, module.unusable)
     journal = Journal(out / "log" / "metrics.csv", ("loss", "retrieval"))
     try:
-        checkpoint = run(module, pairs, out, steps=settings.steps, journal=journal, resume=resume, progress=progress)
+        checkpoint = run(
+            module,
+            pairs,
+            out,
+            steps=settings.steps,
+            journal=journal,
+            resume=resume,
+            progress=progress,
+            machines=machines,
+            share=share,
+        )
     finally:
         pairs.close()
-    if module.unusable:
+    if module.unusable and is_first():
         warnings.warn(_told(module.unusable), RuntimeWarning, stacklevel=2)
     return checkpoint
 

@@ -78,7 +78,10 @@ class Optimisation:
     Parameters
     ----------
     steps : int
-        Optimiser steps; one pair of views each (batch 1, as in the paper).
+        Optimiser steps.
+    batch : int
+        Pairs of views a step, whose gradients are averaged; 1 in the paper. Points are contrasted within a pair alone,
+        so that processes may share a batch and nothing else changes.
     learning_rate : float
         Adam; 1e-4 in the paper.
     decay : bool
@@ -101,6 +104,7 @@ class Optimisation:
     """
 
     steps: int = 20000
+    batch: int = 1
     learning_rate: float = 1e-4
     decay: bool = False
     points: int = 8196
@@ -112,8 +116,8 @@ class Optimisation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
-            raise ConfigError("steps, points, chunk, learning_rate and temperature are positive")
+        if min(self.steps, self.batch, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
+            raise ConfigError("steps, batch, points, chunk, learning_rate and temperature are positive")
         if not 0 <= self.seed < 1 << 32:
             raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
 

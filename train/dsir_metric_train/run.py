@@ -7,14 +7,18 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from dsir_metric.errors import DataError
-from dsir_metric_train.journal import Journal, WholeFiles
+from dsir_metric.errors import ConfigError, DataError
+from dsir_metric_train.journal import Journal, Saver
+from dsir_metric_train.together import Machines, together
 
 __all__ = ["CHECKPOINT", "Chunked", "diverged", "run"]
 
 CHECKPOINT = "last.ckpt"
+# Plain "ddp" packs the gradients anew after its first step; three or more numbers then add up in another order, and a
+# run that was resumed ends with other bits.
+_PARALLEL = "ddp_find_unused_parameters_true"
 
 
 class Chunked(lightning.LightningModule):
@@ -22,10 +26,24 @@ class Chunked(lightning.LightningModule):
 
     network: torch.nn.Module
 
+    def on_train_start(self) -> None:
+        """Refuse processes that do not see the same files; from here on each ends by itself when another one does."""
+        strategy, mine = self.trainer.strategy, (self.global_step, dict(self.hparams))
+        same = strategy.broadcast(mine) == mine
+        with together(strategy):
+            if not same:
+                raise ConfigError(
+                    f"process {self.trainer.global_rank} has another recipe, other files or another checkpoint than "
+                    "the first; give all nodes the same folders of data and output, on a disk they share"
+                )
+        # Lightning would kill this process at once, before it has told why, when one that it launched ends badly.
+        getattr(strategy.launcher, "procs", []).clear()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse broken weights."""
-        if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
-            raise diverged("weights are no numbers", self.global_step)
+        with together(self.trainer.strategy):
+            if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
+                raise diverged("weights are no numbers", self.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Begin a whole chunk."""
@@ -47,29 +65,44 @@ def run(
     journal: Journal,
     resume: bool,
     progress: bool,
+    machines: Machines | None = None,
+    share: int = 1,
 ) -> Path:
-    """Train `module` for `steps` steps in all and leave `last.ckpt` in `out`; its path."""
+    """Train `module` for `steps` steps in all and leave `last.ckpt` in `out`; its path.
+
+    Each process of `machines` averages the gradients of `share` batches of `data` a step.
+    """
+    machines = machines or Machines()
+    machines.check_launched()
     previous = out / CHECKPOINT
     for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
-        stale.unlink()
-    saver = ModelCheckpoint(
-        out,
-        filename="last",
-        save_top_k=1,
-        enable_version_counter=False,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-    )
-    trainer = lightning.Trainer(
-        max_steps=steps,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        callbacks=[journal, saver],
-        plugins=[WholeFiles()],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=previous if resume and previous.exists() else None)
+        stale.unlink(missing_ok=True)
+    saver = Saver(previous)
+    try:
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            accelerator="auto",
+            devices=machines.devices,
+            num_nodes=machines.num_nodes,
+            strategy="auto" if machines.processes == 1 else _PARALLEL,
+            accumulate_grad_batches=share,
+            logger=False,
+            callbacks=[journal, saver],
+            plugins=[saver.files],
+            enable_checkpointing=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"{machines.devices} devices cannot be had: {' '.join(str(error).split())}") from error
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=previous if resume and previous.exists() else None)
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise DataError(
+            f"process {trainer.global_rank} of {trainer.world_size} cannot reach another one at step "
+            f"{trainer.global_step}: it ended, was killed or never began; the last good checkpoint stays: go on from it"
+        ) from error
     return previous
