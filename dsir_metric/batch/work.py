@@ -24,7 +24,7 @@ from dsir_metric.represent import Cache, PairRepresenter, Representer
 __all__ = ["Work"]
 
 _SPEED = ("threads",)  # settings that change no result
-_OUTPUTS = ("transform.h5", "moved.nii.gz")
+_IMAGES = tuple(f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Work:
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings."""
-        return {"inputs": {name: _file_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+        return {"inputs": {name: _content_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
 
     def kept(self, job: Job) -> Outcome | None:
         """The outcome of a run before, if all of it is there and was made from the same files and settings."""
@@ -86,8 +86,8 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent())
-        for name in ("result.json", "moved_labels.nii.gz", "inverse.h5"):  # of other inputs or settings
-            (job.output / name).unlink(missing_ok=True)
+        for name in ("result.json", "inverse.h5", *_IMAGES):  # of other inputs or settings
+            io.remove(job.output / name)
         more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
@@ -109,12 +109,22 @@ def _representer(model: str, device: str, threads: int | None) -> Representer:
     return Representer(model, device, threads)
 
 
-def _file_hash(path: Path) -> str:
+def _content_hash(path: Path) -> str:
+    """SHA-256 of a file; of an image in a store, of all files of the store and of which image is meant."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if not io.is_zarr(path):
+            return _file_hash(path)
+        store = io.store_of(path)
+        files = sorted(p for p in store.rglob("*") if p.is_file())
+        parts = [str(path)[len(str(store)) :], *((p.relative_to(store).as_posix(), _file_hash(p)) for p in files)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -122,8 +132,7 @@ def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     try:
         report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
         same = report["made_from"] == made_from
-        names = (*_OUTPUTS, *(["moved_labels.nii.gz"] if job.moving_labels else []))
-        whole = all((job.output / name).stat().st_size > 0 for name in names)
+        whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return report if same and whole else None
