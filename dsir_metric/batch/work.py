@@ -24,7 +24,7 @@ from dsir_metric.represent import Cache, PairRepresenter, Representer
 __all__ = ["Work"]
 
 _SPEED = ("threads",)  # settings that change no result
-_IMAGES = tuple(f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS)
+_IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent())
-        for name in ("result.json", "inverse.h5", *_IMAGES):  # of other inputs or settings
+        for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
             io.remove(job.output / name)
         more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))

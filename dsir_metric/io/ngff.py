@@ -218,7 +218,7 @@ def _placed(transformations: Sequence[Mapping[str, Any]], axes: int, name: str) 
         if kind == "identity":
             continue
         if kind not in ("scale", "translation") or kind not in entry:
-            raise DataError(f"{name}: is placed by a {kind} that is not written out; scale and translation are read")
+            raise DataError(f"{name}: has a transformation {kind!r} that is not read; scale and translation are")
         vector = np.asarray(entry[kind], float)
         if vector.shape != (axes,):
             raise DataError(f"{name}: has a {kind} of {vector.size} numbers for {axes} axes; mend the metadata")

@@ -177,8 +177,8 @@ class _Level:
     def grid(self, name: str) -> Grid:
         try:
             return self.metadata.grid(self.path, self.shape)
-        except GeometryError as error:
-            raise GeometryError(f"{name}: {error}") from error
+        except (GeometryError, ShapeError) as error:
+            raise type(error)(f"{name}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> _Level:
@@ -223,9 +223,9 @@ def _chosen(level: _Level, folder: Path, choice: str, scalar: bool) -> dict[str,
         if number is None and axis == "c" and not scalar:
             continue
         if number is None:
-            raise ShapeError(f"{folder}: {_several(level, axis, kind, size, folder)}")
+            raise ShapeError(f"{folder}: {_several(level, axis, size)}{_hint(folder, kind, choice)}")
         if number >= size:
-            raise DataError(f"{folder}: has {size} for {kind}, from 0; {kind}={number} was asked for")
+            raise DataError(f"{folder}: {kind}={number} was asked for; there are {size}, the first is {kind}=0")
         fixed[axis] = number
     if asked:
         raise DataError(f"{folder}: has no axis of {' and '.join(asked)}; leave out #{choice}")
@@ -239,12 +239,16 @@ def _asked(folder: Path, choice: str) -> dict[str, int]:
     return {part[1]: int(part[2]) for part in found if part}
 
 
-def _several(level: _Level, axis: str, kind: str, size: int, folder: Path) -> str:
+def _several(level: _Level, axis: str, size: int) -> str:
     names = [name for name in level.metadata.channel_names if name] if axis == "c" else []
     told = f" ({', '.join(names)})" if names else ""
+    return f"has {size} {_PLURAL.get(axis, f'images along the axis {axis}')}{told}, one is expected; "
+
+
+def _hint(folder: Path, kind: str, choice: str) -> str:
     if not kind:
-        return f"has {size} images along the axis {axis}; write the one that is meant to a file of its own"
-    return f"has {size} {_PLURAL[axis]}{told}, one is expected; choose it, as with {folder}#{kind}=0"
+        return "write it to a store of its own"
+    return f"choose it, as with {folder}#{f'{choice},' if choice else ''}{kind}=0"
 
 
 def _check_chunks(level: _Level, name: str) -> None:
@@ -275,7 +279,7 @@ def _damages(name: str) -> Iterator[None]:
     """Whatever goes wrong in a store that is not as it should be, as one line."""
     try:
         yield
-    except (DsirError, MemoryError):
+    except (DsirError, MemoryError, Warning):
         raise
     except Exception as error:
         lines = str(error).splitlines()

@@ -56,6 +56,8 @@ def write_zarr(
         If the store cannot be written, or a folder that is no store is in its place.
     ShapeError
         If the image is neither 3-D nor 2-D, or complex.
+    GeometryError
+        If its direction is not orthonormal.
     """
     grid, components = Grid.of(image), image.GetNumberOfComponentsPerPixel()
     values = sitk.GetArrayViewFromImage(image)
@@ -107,11 +109,11 @@ def open_components_zarr(
     ------
     ComponentsWriter
         `out[z, y, x] = block`: slices of step 1, and an array (z, y, x, channels), z being 1 on a plane. Every voxel
-        must come; blocks may come in any order, from one thread at a time.
+        should come, in any order, from one thread at a time.
 
     Warns, Raises
     -------------
-    As `write_zarr`; DataError also if the block ends well although voxels are missing.
+    As `write_zarr`; DataError also if the block ends well although a chunk has got no voxel.
 
     Notes
     -----
@@ -171,17 +173,19 @@ def _created(
 
 
 def _encoding(version: Version, shape: tuple[int, ...]) -> dict[str, Any]:
-    """How chunks are stored: compressed, with a checksum, in folders of their own."""
+    """How chunks are stored: compressed, in folders of their own; with a checksum, which few readers of 0.4 take."""
     if version == "0.4":
-        from numcodecs import Zstd
+        from numcodecs import Blosc
 
-        return {"compressors": Zstd(level=1, checksum=True), "chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        return {"compressors": Blosc("zstd", 1), "chunk_key_encoding": {"name": "v2", "separator": "/"}}
     from zarr.codecs import ZstdCodec
 
     return {"compressors": ZstdCodec(level=1, checksum=True), "dimension_names": "czyx"[-len(shape) :]}
 
 
 def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: cannot be written ({path.parent} is no folder); make it first")
     if path.is_file():
         raise DataError(f"{path}: is a file; delete it first, or choose another name for the store")
     if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in MARKS):
