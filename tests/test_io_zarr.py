@@ -293,8 +293,9 @@ def test_axes_in_any_order(tmp_path: Path, order: str) -> None:
     vector = io.read_zarr(name)
     assert vector.GetSpacing() == (1.5, 2.0, 3.0)
     np.testing.assert_array_equal(np.moveaxis(array_of(vector), -1, 0), truth)
-    picked = f"{path}/0#channel=2" + (",time=1" if "t" in order else "")
-    np.testing.assert_array_equal(array_of(io.read_image(picked)), truth[2])
+    for end in ("", "/", "/0"):
+        picked = f"{path}{end}#channel=2" + (",time=1" if "t" in order else "")
+        np.testing.assert_array_equal(array_of(io.read_image(picked)), truth[2])
     opened = io.open_zarr(name)
     assert (opened.channels, opened.grid.size, opened.dtype) == (3, (6, 5, 4), np.dtype("i2"))
     np.testing.assert_array_equal(opened[1:3, :, 2:4], np.moveaxis(truth, 0, -1)[1:3, :, 2:4])
@@ -402,7 +403,7 @@ def axis_set(number: int, **more: Any) -> Callable[[dict[str, Any]], object]:
     return lambda image: image["axes"][number].update(more)
 
 
-LABELS = {"omero": {"channels": [{"label": "T1"}, {"label": "T2"}, {}]}}
+LABELS = {"omero": {"channels": [{"label": "T1"}, {"label": "T2"}, {"label": None}]}}
 
 
 def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
@@ -433,6 +434,7 @@ BAD: dict[str, tuple[Callable[[Path], str | Path], type[DsirError], str]] = {
     "no such level": (lambda f: store(f / "a.zarr") / "3", DataError, r"no such level; .*a.zarr has 0$"),
     "an empty folder": (lambda f: (f / "a.zarr").mkdir() or f / "a.zarr", DataError, "is no OME-Zarr image"),
     "a group of images": (grouped, DataError, "has the images a, b: give one, as .*many.zarr/a"),
+    "no such image": (lambda f: grouped(f) / "c", DataError, "there is no such image in .*many.zarr$"),
     "an array alone": (bare, DataError, "is no OME-Zarr image, which has `multiscales`"),
     "another version": (lambda f: store(f / "a.zarr", version="0.6"), DataError, "is OME-Zarr 0.6; 0.4 and 0.5"),
     "metadata cut": (damaged("zarr.json"), DataError, "truncated or damaged"),
@@ -687,3 +689,10 @@ def test_a_study_of_stores(files: dict[str, Path], tmp_path: Path, pair: Phantom
     assert {p.name for p in other.output.iterdir()} == {"transform.h5", "moved.nrrd", "result.json"}
     missing = replace(other, moving=tmp_path / "none.ome.zarr")
     assert "there is no such store" in work(missing).error
+
+
+def test_a_folder_of_training_scans_may_hold_stores(tmp_path: Path, volume: sitk.Image) -> None:
+    scans = pytest.importorskip("dsir_metric_train.views")
+    (tmp_path / "subject").mkdir()
+    io.write_image(volume, tmp_path / "subject" / "scan.ome.zarr")
+    assert scans.find_images(tmp_path, ["**/*"]) == [tmp_path / "subject" / "scan.ome.zarr"]

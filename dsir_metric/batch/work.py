@@ -8,7 +8,6 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
@@ -17,7 +16,7 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DataError, DsirError
+from dsir_metric.errors import DsirError
 from dsir_metric.register import RegisterConfig
 from dsir_metric.represent import Cache, PairRepresenter, Representer
 
@@ -69,7 +68,7 @@ class Work:
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings."""
-        return {"inputs": {name: _content_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+        return {"inputs": {name: io.content_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
 
     def kept(self, job: Job) -> Outcome | None:
         """The outcome of a run before, if all of it is there and was made from the same files and settings."""
@@ -107,24 +106,6 @@ class Work:
 def _representer(model: str, device: str, threads: int | None) -> Representer:
     """The model, opened once a process."""
     return Representer(model, device, threads)
-
-
-def _content_hash(path: Path) -> str:
-    """SHA-256 of a file; of an image in a store, of all files of the store and of which image is meant."""
-    try:
-        if not io.is_zarr(path):
-            return _file_hash(path)
-        store = io.store_of(path)
-        files = sorted(p for p in store.rglob("*") if p.is_file())
-        parts = [str(path)[len(str(store)) :], *((p.relative_to(store).as_posix(), _file_hash(p)) for p in files)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
 from dsir_metric.io.atomic import atomic, prepare_folder, remove, sweep, write_json
+from dsir_metric.io.digest import content_hash
 from dsir_metric.io.images import (
     IMAGE_ENDINGS,
     check_image,
@@ -23,6 +24,7 @@ __all__ = [
     "check_image",
     "check_mask",
     "check_transform",
+    "content_hash",
     "is_zarr",
     "open_components_zarr",
     "open_zarr",

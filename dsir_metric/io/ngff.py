@@ -135,14 +135,14 @@ def parse(attributes: Mapping[str, Any], name: str) -> Metadata:
     mm = np.array([_mm(axis, n, name) for n, axis in axes.items()])
     if any(axis.get("unit") is None for axis in space):
         _warn(f"{name}: says no unit of length for its axes; mm are taken")
-    outer = image.get("coordinateTransformations", [])
+    outer = image.get("coordinateTransformations") or []
     levels = {}
     for dataset in image["datasets"]:
         scale, translation = _placed([*dataset["coordinateTransformations"], *outer], len(axes), name)
         levels[str(dataset["path"])] = (scale * mm, translation * mm)
     ours = attributes.get(ATTRIBUTE)
     direction = _oriented(space, name) if ours is None else np.array(ours["direction"], float)
-    labels = [str(channel.get("label", "")) for channel in ome.get("omero", {}).get("channels", [])]
+    labels = [str(channel.get("label") or "") for channel in (ome.get("omero") or {}).get("channels", [])]
     return Metadata(tuple(axes), levels, direction, tuple(labels), ours is not None)
 
 
@@ -233,7 +233,7 @@ def _oriented(space: Sequence[Mapping[str, Any]], name: str) -> Array:
     """The direction that the orientations of the axes x, y (and z) say; the identity where they do not."""
     if len(space) == 2:
         return np.eye(2)
-    said = [axis["orientation"]["value"] if "orientation" in axis else None for axis in space]
+    said = [(axis.get("orientation") or {}).get("value") for axis in space]
     if not all(value in _ORIENTATIONS for value in said):
         told = "nothing" if said == [None] * 3 else f"{', '.join(map(str, said))}, which tells too little,"
         _warn(

@@ -89,7 +89,7 @@ class ZarrImage:
         stored = np.dtype(self.array.dtype)
         if stored.kind == "b":
             return np.dtype(np.uint8)
-        return np.dtype(np.float32) if stored.itemsize == 2 and stored.kind == "f" else stored.newbyteorder("=")
+        return np.dtype(np.float32) if stored.char == "e" else stored.newbyteorder("=")
 
     def __getitem__(self, where: Slices) -> NDArray[Any]:
         slices: dict[str, slice] = dict(zip("zyx", where, strict=True))
@@ -193,6 +193,8 @@ def _find(folder: Path, name: str) -> _Level:
             if level not in metadata.levels:
                 raise DataError(f"{name}: there is no such level; {root} has {', '.join(metadata.levels)}")
             return _Level(zarr.open_array(root / level, mode="r"), metadata, level)
+    if not folder.is_dir():
+        raise DataError(f"{name}: there is no such image in {store_of(folder)}")
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and _is_image(_attributes(p)))
     hint = f"it has the images {', '.join(inner)}: give one, as {folder / inner[0]}" if inner else "give one that is"
     raise DataError(f"{name}: is no OME-Zarr image, which has `multiscales` among its attributes; {hint}")
@@ -271,7 +273,7 @@ def _split(path: Path) -> tuple[Path, str]:
     if "#" not in path.name or path.exists():
         return path, ""
     name, _, choice = path.name.rpartition("#")
-    return path.with_name(name), choice
+    return path.with_name(name) if name else path.parent, choice  # scan.ome.zarr/#channel=1
 
 
 @contextmanager

@@ -111,9 +111,12 @@ def open_components_zarr(
         `out[z, y, x] = block`: slices of step 1, and an array (z, y, x, channels), z being 1 on a plane. Every voxel
         should come, in any order, from one thread at a time.
 
-    Warns, Raises
-    -------------
-    As `write_zarr`; DataError also if the block ends well although a chunk has got no voxel.
+    Raises
+    ------
+    DataError
+        If the block ends well although a chunk has got no voxel.
+    MissingDependencyError, DataError, ShapeError, GeometryError
+        As `write_zarr`, which warns as this does, too.
 
     Notes
     -----
