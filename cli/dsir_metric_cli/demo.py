@@ -20,6 +20,7 @@ __all__ = ["command"]
 
 _CONTRASTS = click.Choice(["t1", "t2", "flair", "ct"])
 _FIELD_OF_VIEW_MM = 200.0
+_INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
 
 @click.command()
@@ -34,10 +35,10 @@ def command(output: Path, fixed: Any, moving: Any, size: int, seed: int, **given
     """Make two scans of a phantom head, different in modality and shape, register them, and measure the error."""
     folder = io.prepare_folder(output)
     pair = make_pair(size, _FIELD_OF_VIEW_MM / size, (fixed, moving), seed=seed)
-    for name in ("fixed", "moving", "fixed_labels", "moving_labels"):
-        io.write_image(getattr(pair, name), folder / f"{name}.nii.gz")
+    inputs: dict[str, Any] = {name: folder / f"{name}.nii.gz" for name in _INPUTS}
+    for name, path in inputs.items():
+        io.write_image(getattr(pair, name), path)
     io.write_transform(pair.truth, folder / "truth.h5")
-    inputs = {name: folder / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")}
     result = run(Job(**inputs, output=folder / "out"), settings(None, given | {"seed": seed}), Console(stderr=True))
     field = DisplacementField.from_transform(result.transform, Grid.of(pair.fixed))
     table = Table("mean error in the head", f"{fixed} <- {moving}", box=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def needs(extra: str) -> Iterator[None]:
 def hushed() -> Iterator[None]:
     """Keep what C++ readers print about a bad file off the screen; the exception says it in one line.
 
-    Does nothing with --debug.
+    Warnings of Python are shown at the end. Does nothing with --debug.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DEBUG):
@@ -85,8 +86,11 @@ def hushed() -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        with warnings.catch_warnings(record=True) as told:
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+        for warning in told:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)

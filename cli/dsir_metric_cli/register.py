@@ -16,8 +16,7 @@ from dsir_metric.register.presets import load_settings
 from dsir_metric_cli.options import PATH, Decorator, debug_option, hushed, model_options
 from dsir_metric_cli.progress import progress_bar, summarise
 
-__all__ = ["Job", "command", "run", "settings", "settings_options"]
-
+__all__ = ["Job", "command", "ending_option", "run", "settings", "settings_options"]
 
 # Options that belong to a table of the settings.
 _IN_TABLES = {
@@ -28,6 +27,15 @@ _IN_TABLES = {
     "channels": ("engine", "channels"),
 }
 
+
+ending_option: Decorator = click.option(
+    "--format",
+    "ending",
+    type=click.Choice(io.IMAGE_ENDINGS),
+    default=".nii.gz",
+    show_default=True,
+    help="Of the moved images.",
+)
 
 _SETTINGS: tuple[Decorator, ...] = (
     click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable.  [default: all]"),
@@ -65,6 +73,7 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--initial-transform", type=PATH, help="Start here: an ITK transform from fixed to moving points.")
 @click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
+@ending_option
 @settings_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
 @debug_option
@@ -73,6 +82,9 @@ def command(config: str | None, quiet: bool, **given: Any) -> None:
 
     Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
     labels moved_labels.nii.gz as well, with --velocity inverse.h5.
+
+    A scan is a file that ITK reads, or OME-Zarr: scan.ome.zarr, a level of it scan.ome.zarr/2, a channel of it
+    scan.ome.zarr#channel=1.
     """
     files = {name: given.pop(name) for name in Job.__dataclass_fields__}
     run(Job(**files), settings(config, given), Console(stderr=True, quiet=quiet))
@@ -102,5 +114,5 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
         result = scans.register(config, on_progress=show)
     job.write(scans, result)
     summarise(result, console)
-    console.print(f"wrote transform.h5, moved.nii.gz and result.json into {folder}", highlight=False)
+    console.print(f"wrote transform.h5, moved{job.ending} and result.json into {folder}", highlight=False)
     return result

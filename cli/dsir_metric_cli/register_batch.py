@@ -17,7 +17,7 @@ from dsir_metric.batch.pairs import read_pairs
 from dsir_metric.batch.run import TABLE, run_batch
 from dsir_metric.represent import Cache
 from dsir_metric_cli.options import PATH, debug_option, hushed, size
-from dsir_metric_cli.register import settings, settings_options
+from dsir_metric_cli.register import ending_option, settings, settings_options
 
 __all__ = ["command"]
 
@@ -39,6 +39,7 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
     help="Least recently used ones go first.",
 )
 @click.option("--no-cache", is_flag=True, help="Represent a scan anew for every pair.")
+@ending_option
 @settings_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
 @debug_option
@@ -50,6 +51,7 @@ def command(
     cache_folder: Path | None,
     cache_size: int,
     no_cache: bool,
+    ending: str,
     config: str | None,
     quiet: bool,
     **given: Any,
@@ -73,7 +75,7 @@ def command(
     console = Console(stderr=True, quiet=quiet)
     chosen = settings(config, given)
     with hushed():
-        read = read_pairs(pairs, output, chosen.spacing_mm)
+        read = read_pairs(pairs, output, chosen.spacing_mm, ending)
     cache = None if no_cache else Cache((cache_folder or output / _CACHE).absolute(), cache_size)
     warned: set[str] = set()
 

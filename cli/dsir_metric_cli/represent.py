@@ -18,15 +18,13 @@ from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
 
 __all__ = ["command"]
 
-_IMAGES = (".nrrd", ".mha", ".nii", ".nii.gz")
+_ENDINGS = (*io.IMAGE_ENDINGS, ".npz")
 
 
 @click.command()
 @click.argument("image", type=PATH)
 @click.argument("moving", type=PATH, required=False)
-@click.option(
-    "-o", "--output", type=PATH, required=True, help="File .nrrd, .mha, .nii, .nii.gz, .npz; a folder for a pair."
-)
+@click.option("-o", "--output", type=PATH, required=True, help=f"File {', '.join(_ENDINGS)}; a folder for a pair.")
 @click.option("--intensity", default="auto", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH.")
 @click.option("--tile", type=int, metavar="VOXELS", help="Edge of a tile; less needs less memory.  [default: chosen]")
 @click.option("--for", "program", metavar="NAME", help=f"Write a pair for another program: {', '.join(ENGINES)}.")
@@ -47,8 +45,8 @@ def command(
 ) -> None:
     """Write the representation (DSIR) of IMAGE, a 3-D scan, on its own grid.
 
-    An image file has the channels as components of its voxels. An .npz holds values (z, y, x, channel), spacing_mm,
-    origin_mm, direction and provenance.
+    An image file has the channels as components of its voxels, an .ome.zarr as its axis c. An .npz holds values
+    (z, y, x, channel), spacing_mm, origin_mm, direction and provenance.
 
     With --for, IMAGE is the fixed and MOVING the moving scan; the folder gets their channels and register.sh, the
     command line of that program, which need not be installed here.
@@ -61,8 +59,8 @@ def command(
         return
     if moving is not None or channels is not None or spacing_mm is not None:
         raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
-    if not output.name.endswith((*_IMAGES, ".npz")):
-        raise ConfigError(f"{output}: the ending names no format; use one of {', '.join((*_IMAGES, '.npz'))}")
+    if not output.name.endswith(_ENDINGS):
+        raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
     io.prepare_folder(output.parent)
     with hushed():
         scan = io.read_image(image)
@@ -95,10 +93,16 @@ def write_pair(
 
 def write(representation: Representation, path: Path) -> None:
     """Write a representation in the format of the ending of `path`."""
+    grid = representation.grid
+    if path.suffix == ".zarr":
+        with io.open_components_zarr(
+            path, grid, representation.channels, provenance=representation.provenance
+        ) as channels:
+            channels[:, :, :] = representation.values
+        return
     if path.suffix != ".npz":
         io.write_image(representation.to_sitk(), path)
         return
-    grid = representation.grid
     with io.atomic(path) as temporary:
         np.savez(
             temporary,

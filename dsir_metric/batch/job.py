@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dsir_metric.evaluate import dice
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
 
-__all__ = ["Job", "Scans"]
+__all__ = ["INPUTS", "Job", "Scans"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Job:
         Labels of each scan: those of the moving one are moved along, both give Dice before and after.
     initial_transform : Path, optional
         Maps fixed to moving points.
+    ending : str
+        Of the images that are written, one of `dsir_metric.io.IMAGE_ENDINGS`.
 
     Raises
     ------
     ConfigError
-        If fixed labels come alone.
+        If fixed labels come alone, or the ending names no format.
     """
 
     fixed: Path
@@ -50,8 +52,11 @@ class Job:
     fixed_labels: Path | None = None
     moving_labels: Path | None = None
     initial_transform: Path | None = None
+    ending: str = ".nii.gz"
 
     def __post_init__(self) -> None:
+        if self.ending not in io.IMAGE_ENDINGS:
+            raise ConfigError(f"the ending {self.ending!r} names no format; use one of {', '.join(io.IMAGE_ENDINGS)}")
         if self.fixed_labels and not self.moving_labels:
             raise ConfigError(
                 "fixed labels came without moving labels; give both for Dice, or moving labels to be moved"
@@ -60,7 +65,12 @@ class Job:
     @property
     def inputs(self) -> dict[str, Path]:
         """The files that are there to be read, by name."""
-        return {name: path for name, path in vars(self).items() if path is not None and name != "output"}
+        return {name: getattr(self, name) for name in INPUTS if getattr(self, name) is not None}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images that are written."""
+        return tuple(f"{name}{self.ending}" for name in ("moved", *(["moved_labels"] if self.moving_labels else [])))
 
     def read(self) -> Scans:
         """Read every file, with every check.
@@ -124,8 +134,12 @@ class Job:
             report=report,
             moved_labels=moved_labels,
             inverse=result.inverse,
+            ending=self.ending,
         )
         return report
+
+
+INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending"))
 
 
 @dataclass(frozen=True, eq=False)

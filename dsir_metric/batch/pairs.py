@@ -7,20 +7,19 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from dsir_metric import io
-from dsir_metric.batch.job import Job
+from dsir_metric.batch.job import INPUTS, Job
 from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.pair import working_grids
 
 __all__ = ["COLUMNS", "Pair", "read_pairs"]
 
-_FILES = tuple(f.name for f in fields(Job) if f.name != "output")
-COLUMNS = ("id", *_FILES)
+COLUMNS = ("id", *INPUTS)
 _ID = re.compile(r"\w[\w.+-]*")
 
 
@@ -48,7 +47,9 @@ class Pair:
         return self.job.output.name
 
 
-def read_pairs(table: str | Path, output: str | Path, spacing_mm: float | None = None) -> tuple[Pair, ...]:
+def read_pairs(
+    table: str | Path, output: str | Path, spacing_mm: float | None = None, ending: str = ".nii.gz"
+) -> tuple[Pair, ...]:
     """Read a CSV file of pairs; look at every header it names.
 
     Parameters
@@ -60,6 +61,8 @@ def read_pairs(table: str | Path, output: str | Path, spacing_mm: float | None =
         Each pair gets a folder in it.
     spacing_mm : float, optional
         Voxel size to work at, see `working_grids`.
+    ending : str
+        Of the images that are written, see `Job`.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def read_pairs(table: str | Path, output: str | Path, spacing_mm: float | None =
     grid_of = cache(io.read_grid)  # a template is in every row
     for number, row in _rows(path):
         try:
-            job = _job(row, path.absolute().parent, folder)
+            job = _job(row, path.absolute().parent, folder, ending)
             name = job.output.name
             if name.casefold() in rows:
                 raise ConfigError(
@@ -126,19 +129,20 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
 
 
-def _job(row: dict[str, str], start: Path, output: Path) -> Job:
-    files = {name: start / row[name] for name in _FILES if row.get(name)}
+def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
+    files = {name: start / row[name] for name in INPUTS if row.get(name)}
     for name in ("fixed", "moving"):
         if name not in files:
             raise DataError(f"the cell {name} is empty; give the file of a scan")
     name = row.get("id") or f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}"
     if not _ID.fullmatch(name):
         raise ConfigError(f"the id {name!r} cannot name a folder; use letters, digits, and . _ + - after the first")
-    return Job(output=output / name, **files)
+    return Job(output=output / name, ending=ending, **files)
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    name = io.store_of(path).name if io.is_zarr(path) else path.name
+    return name.removesuffix(".gz").removesuffix(".zarr").rsplit(".", 1)[0]
 
 
 def _voxels(job: Job, grid_of: Callable[[Path], Grid], spacing_mm: float | None) -> tuple[int, int]:

@@ -8,7 +8,6 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
@@ -17,14 +16,14 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DataError, DsirError
+from dsir_metric.errors import DsirError
 from dsir_metric.register import RegisterConfig
 from dsir_metric.represent import Cache, PairRepresenter, Representer
 
 __all__ = ["Work"]
 
 _SPEED = ("threads",)  # settings that change no result
-_OUTPUTS = ("transform.h5", "moved.nii.gz")
+_IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Work:
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings."""
-        return {"inputs": {name: _file_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+        return {"inputs": {name: io.content_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
 
     def kept(self, job: Job) -> Outcome | None:
         """The outcome of a run before, if all of it is there and was made from the same files and settings."""
@@ -86,8 +85,8 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent())
-        for name in ("result.json", "moved_labels.nii.gz", "inverse.h5"):  # of other inputs or settings
-            (job.output / name).unlink(missing_ok=True)
+        for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
+            io.remove(job.output / name)
         more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
@@ -109,21 +108,12 @@ def _representer(model: str, device: str, threads: int | None) -> Representer:
     return Representer(model, device, threads)
 
 
-def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
         report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
         same = report["made_from"] == made_from
-        names = (*_OUTPUTS, *(["moved_labels.nii.gz"] if job.moving_labels else []))
-        whole = all((job.output / name).stat().st_size > 0 for name in names)
+        whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return report if same and whole else None

@@ -1,24 +1,46 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
-from dsir_metric.io.atomic import atomic, prepare_folder, sweep, write_json
-from dsir_metric.io.images import check_image, check_mask, read_grid, read_image, read_labels, read_mask, write_image
+from dsir_metric.io.atomic import atomic, prepare_folder, remove, sweep, write_json
+from dsir_metric.io.digest import content_hash
+from dsir_metric.io.images import (
+    IMAGE_ENDINGS,
+    check_image,
+    check_mask,
+    read_grid,
+    read_image,
+    read_labels,
+    read_mask,
+    write_image,
+)
 from dsir_metric.io.registration import write_registration
 from dsir_metric.io.transforms import check_transform, read_transform, write_transform
+from dsir_metric.io.zarr import ZarrImage, is_zarr, open_zarr, read_zarr, store_of
+from dsir_metric.io.zarr_write import open_components_zarr, write_zarr
 
 __all__ = [
+    "IMAGE_ENDINGS",
+    "ZarrImage",
     "atomic",
     "check_image",
     "check_mask",
     "check_transform",
+    "content_hash",
+    "is_zarr",
+    "open_components_zarr",
+    "open_zarr",
     "prepare_folder",
     "read_grid",
     "read_image",
     "read_labels",
     "read_mask",
     "read_transform",
+    "read_zarr",
+    "remove",
+    "store_of",
     "sweep",
     "write_image",
     "write_json",
     "write_registration",
     "write_transform",
+    "write_zarr",
 ]

@@ -1,10 +1,12 @@
-"""Write a file whole or not at all."""
+"""Write a file, or a folder that is one thing, whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,10 @@ import numpy as np
 
 from dsir_metric.errors import DataError
 
-__all__ = ["atomic", "prepare_folder", "sweep", "write_json"]
+__all__ = ["atomic", "prepare_folder", "remove", "sweep", "write_json"]
 
 _TOKEN_BYTES = 4  # of the random part of a temporary name
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
@@ -29,12 +32,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Parameters
     ----------
     path : str or Path
-        The file to write. The temporary name ends as this one does, since SimpleITK picks the format by the ending.
+        The file or folder to write. The temporary name ends as this one does, since SimpleITK picks the format by the
+        ending.
 
     Yields
     ------
     Path
-        Where to write.
+        Where to write a file or make a folder. A folder takes the place of one that is there, with all that is in it.
 
     Raises
     ------
@@ -42,14 +46,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
         If writing fails in the operating system or in SimpleITK.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        if temporary.is_dir() and path.is_dir():
+            _exchange(temporary, path)
+        else:
+            os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def prepare_folder(path: str | Path) -> Path:
@@ -63,7 +78,7 @@ def prepare_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(_TOKEN_BYTES)}-probe"
+        probe = _temporary(folder / "probe")
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -72,9 +87,9 @@ def prepare_folder(path: str | Path) -> Path:
 
 
 def sweep(folder: str | Path) -> None:
-    """Delete the temporary files that a process left in a folder when it was killed; nobody may be writing there."""
+    """Delete what a process left in a folder under temporary names when it was killed; nobody may be writing there."""
     for path in Path(folder).glob("." + _TOKEN_BYTES * 2 * "[0-9a-f]" + "-*"):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def write_json(content: Mapping[str, object], path: str | Path) -> None:
@@ -82,6 +97,24 @@ def write_json(content: Mapping[str, object], path: str | Path) -> None:
     with atomic(path) as temporary:
         text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two folders change names: at once on Linux, with a moment when `old` is absent elsewhere."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        failed = rename(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _EXCHANGE)
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old one
+        failed = True
+    if failed:
+        aside = _temporary(old)
+        os.replace(old, aside)
+        os.replace(new, old)
+        os.replace(aside, new)
 
 
 def _jsonable(value: Any) -> Any:

@@ -12,8 +12,21 @@ from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.nifti import check_nifti
+from dsir_metric.io.zarr import is_zarr, open_zarr, read_zarr
+from dsir_metric.io.zarr_write import write_zarr
 
-__all__ = ["check_image", "check_mask", "read_grid", "read_image", "read_labels", "read_mask", "write_image"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "check_image",
+    "check_mask",
+    "read_grid",
+    "read_image",
+    "read_labels",
+    "read_mask",
+    "write_image",
+]
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".ome.zarr")
 
 _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 
@@ -24,7 +37,8 @@ def read_image(path: str | Path) -> sitk.Image:
     Parameters
     ----------
     path : str or Path
-        Any format ITK reads: NIfTI, NRRD, MetaImage, ... A fourth axis of length 1 is dropped.
+        Any format ITK reads: NIfTI, NRRD, MetaImage, ... A fourth axis of length 1 is dropped. Or OME-Zarr, see
+        `dsir_metric.io.zarr` for how to choose a level or channel.
 
     Returns
     -------
@@ -66,6 +80,8 @@ def read_grid(path: str | Path) -> Grid:
     DataError, ShapeError, GeometryError
         As `read_image`, so far as the header tells.
     """
+    if is_zarr(path):
+        return _volume_grid(path)
     path = _present(Path(path))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -146,13 +162,16 @@ def check_mask(image: sitk.Image, like: Grid, name: str) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: str | Path) -> None:
-    """Write an image, compressed where the format can, whole or not at all.
+    """Write an image in the format of the ending of `path`, compressed where it can be, whole or not at all.
 
     Raises
     ------
     DataError
         If the folder refuses the file or no format fits the ending.
     """
+    if is_zarr(path):
+        write_zarr(image, path)
+        return
     with atomic(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
@@ -165,7 +184,16 @@ def _present(path: Path) -> Path:
     return path
 
 
+def _volume_grid(path: str | Path) -> Grid:
+    grid = open_zarr(path, scalar=True).grid
+    if grid.dimension != 3:
+        raise ShapeError(f"{path}: has 2 axes {grid.size[:2]} and 1 component(s); a scalar 3-D image is expected")
+    return grid
+
+
 def _read(path: Path) -> sitk.Image:
+    if is_zarr(path):
+        return read_zarr(path, scalar=True)
     _present(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
         check_nifti(path)

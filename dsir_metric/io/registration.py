@@ -23,6 +23,7 @@ def write_registration(
     report: Mapping[str, object],
     moved_labels: sitk.Image | None = None,
     inverse: sitk.Transform | None = None,
+    ending: str = ".nii.gz",
 ) -> None:
     """Write transform.h5, moved.nii.gz, result.json and, where there are any, moved_labels.nii.gz and inverse.h5.
 
@@ -40,6 +41,8 @@ def write_registration(
         The moving labels on the fixed grid.
     inverse : sitk.Transform, optional
         Maps moving to fixed points.
+    ending : str
+        One of `IMAGE_ENDINGS`, of the images.
 
     Raises
     ------
@@ -50,8 +53,8 @@ def write_registration(
     with ExitStack() as whole:  # renames in reverse: the report comes last, so where it is new all is
         write_json(report, whole.enter_context(atomic(folder / "result.json")))
         write_transform(transform, whole.enter_context(atomic(folder / "transform.h5")))
-        write_image(moved, whole.enter_context(atomic(folder / "moved.nii.gz")))
+        write_image(moved, whole.enter_context(atomic(folder / f"moved{ending}")))
         if moved_labels is not None:
-            write_image(moved_labels, whole.enter_context(atomic(folder / "moved_labels.nii.gz")))
+            write_image(moved_labels, whole.enter_context(atomic(folder / f"moved_labels{ending}")))
         if inverse is not None:
             write_transform(inverse, whole.enter_context(atomic(folder / "inverse.h5")))

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from dsir_metric.config import to_dict
 from dsir_metric.errors import ConfigError, DataError, DsirError
 from dsir_metric.geometry import Grid
-from dsir_metric.io import atomic, read_image, read_labels
+from dsir_metric.io import atomic, content_hash, read_image, read_labels
 from dsir_metric.register import RegisterConfig, register
 from dsir_metric.register.lapirn import near, on_grid
 from dsir_metric.register.pair import Level, pyramid
@@ -123,7 +123,7 @@ class Preparation:
                 "held back; two volumes and one held back are needed: give more files, or more variants"
             )
         self.representer = Representer(recipe.volumes.model)
-        self._hash = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in names}
+        self._hash = {file: content_hash(file) for file in names}
         self._source, self._reference = self._find_reference()
         self._seen: dict[float, tuple[sitk.Image, Representation, sitk.Image]] = {}
 

@@ -20,7 +20,7 @@ from dsir_metric_train.views.placement import BACKGROUND, Placement, Views, Volu
 
 __all__ = ["Scans", "check_headers", "check_volume", "find_images", "isotropic"]
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".ome.zarr")
 
 
 def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -39,7 +39,10 @@ def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
         raise ConfigError(f"files {', '.join(map(repr, patterns))}: {error}; give patterns below {folder}") from error
     found = sorted(p for p in matches if p.name.lower().endswith(SUFFIXES))
     if not found:
-        raise DataError(f"no NIfTI, NRRD or MetaImage file in {folder} matches {', '.join(patterns)}; check the folder")
+        raise DataError(
+            f"no NIfTI, NRRD or MetaImage file or OME-Zarr store in {folder} matches {', '.join(patterns)}; check the "
+            "folder"
+        )
     return found
 
 
