@@ -133,6 +133,7 @@ class ImageRegistrationMethod(RecordingMethod):
             self._running = None
             if settings.in_place and self._settings.given is settings.given:
                 self._record(initial=run.reached())
+        self._commands.from_registration(sitk.sitkDeleteEvent)
         self._commands.from_optimizer()
         return result
 
@@ -154,10 +155,9 @@ class ImageRegistrationMethod(RecordingMethod):
             return float(super().MetricEvaluate(fixed, moving))
         require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, choice)
-        maps = [t for t in (settings.moving_initial, settings.initial) if t is not None]
-        metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), None)
+        metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), settings.moving_initial)
         identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
-        return float(metric.value(sitk.CompositeTransform(maps) if maps else identity))
+        return float(metric.value(identity if settings.initial is None else settings.initial))
 
     def _compare(self, fixed: Picture, moving: Picture, choice: DNSCosine) -> ComparedPair:
         return compared_pair(fixed, moving, choice)
@@ -183,7 +183,7 @@ class ImageRegistrationMethod(RecordingMethod):
         ----------
         event : int
             `sitk.sitkStartEvent`, `sitkEndEvent`, `sitkIterationEvent`, `sitkMultiResolutionIterationEvent`,
-            `sitkAbortEvent`, `sitkAnyEvent`; others are accepted and, as with the native class, never happen.
+            `sitkAbortEvent`, `sitkDeleteEvent`, `sitkAnyEvent`; others are accepted and, as with the native class, never happen.
         command : callable or sitk.Command
         """
         self._commands.add(event, command)
