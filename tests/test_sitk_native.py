@@ -21,6 +21,8 @@ TRANSFORMS: dict[str, Callable[[], Any]] = {
     "versor": lambda: sitk.VersorRigid3DTransform((0, 0, 0, 1), (0, 0, 0), CENTRE),
     "similarity": lambda: sitk.Similarity3DTransform(1.0, (0, 0, 1), 0.0, (0, 0, 0), CENTRE),
     "bspline": lambda: sitk.BSplineTransformInitializer(FIXED, [2, 2, 2]),
+    "bspline of order 2": lambda: sitk.BSplineTransformInitializer(FIXED, [2, 2, 2], 2),
+    "bspline of order 1": lambda: sitk.BSplineTransformInitializer(FIXED, [2, 2, 2], 1),
     "field": lambda: identity_field(FIXED),
 }
 OPTIMIZERS: dict[str, Callable[[Any], None]] = {
@@ -97,7 +99,7 @@ def test_learning_rate_is_not_estimated_with_scales_by_hand(optimizer: str) -> N
     both(setup, TRANSFORMS["euler"], PAIR)
 
 
-@pytest.mark.parametrize("kind", ["euler", "bspline", "field"])
+@pytest.mark.parametrize("kind", ["euler", "bspline", "bspline of order 2", "bspline of order 1", "field"])
 def test_levels_go_the_native_way(kind: str) -> None:
     def setup(method: Any) -> None:
         method.SetOptimizerAsGradientDescent(1.0, 3, 1e-6, 10, ONCE)
@@ -122,6 +124,28 @@ def test_field_is_smoothed_as_natively(variances: tuple[float, float], learning_
         method.SetOptimizerScalesFromPhysicalShift()
 
     both(setup, transform, PAIR, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_a_window_too_short_for_a_slope_ends_the_descent_at_once(window: int) -> None:
+    ends = []
+    for method in (native(), OurLoop()):
+        method.SetOptimizerAsGradientDescent(1.0, 6, 1e-6, window)
+        ends.append(trace(method, TRANSFORMS["euler"](), PAIR))
+    assert [rows for rows, _, _ in ends] == [[], []]
+    assert ends[0][2] == ends[1][2] == "GradientDescentOptimizerv4Template: Convergence checker passed at iteration 0."
+
+
+def test_a_transform_that_simpleitk_cannot_downcast_is_registered() -> None:
+    for in_place in (False, True):
+        transform, method = sitk.ComposeScaleSkewVersor3DTransform(), OurLoop()
+        method.SetOptimizerAsGradientDescent(1.0, 2)
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetInitialTransform(transform, in_place)
+        start = method.MetricEvaluate(*PAIR)
+        method.Execute(*PAIR)
+        assert method.GetMetricValue() < start
+        assert (transform.GetParameters() != sitk.ComposeScaleSkewVersor3DTransform().GetParameters()) == in_place
 
 
 @pytest.mark.parametrize("optimizer", ["line search", "conjugate"])

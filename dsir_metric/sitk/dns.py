@@ -22,11 +22,6 @@ from dsir_metric.sitk.settings import DNSCosine, Settings
 __all__ = ["ComparedPair", "Picture", "compared_pair", "require_one_dimension"]
 
 Picture = sitk.Image | Representation
-_STRATEGIES = {
-    sitk.ImageRegistrationMethod.NONE: "none",
-    sitk.ImageRegistrationMethod.REGULAR: "regular",
-    sitk.ImageRegistrationMethod.RANDOM: "random",
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class ComparedPair:
             fixed_mask=self.foreground if settings.fixed_mask is None else settings.fixed_mask,
             moving_mask=settings.moving_mask,
             sampling=Sampling(
-                _STRATEGIES[level.sampling_strategy],  # type: ignore[arg-type]
+                level.sampling_strategy,
                 level.sampling_percentage,
                 (secrets.randbits(31) if seed == sitk.sitkWallClock else seed) + level.index,
             ),
