@@ -16,7 +16,7 @@ from dsir_metric.itk.transforms import transform_to_sitk
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.represent.representation import Representation
 from dsir_metric.sitk.dns import Picture, compared_pair
-from dsir_metric.sitk.settings import DNSCosine
+from dsir_metric.sitk.settings import DNSCosine, Settings
 
 __all__ = ["DNSCosineImageToImageMetricv4", "mask_of", "picture_of"]
 
@@ -123,6 +123,9 @@ class DNSCosineImageToImageMetricv4:
     def Initialize(self) -> None:
         """Represent what is not represented and take the samples; call it again after a `Set...` other than transforms.
 
+        A scalar moving image is represented as it lies under the transform of this moment, where that turns it by more
+        than 5 degrees: call it again for one that turns otherwise.
+
         Raises
         ------
         ConfigError
@@ -133,7 +136,11 @@ class DNSCosineImageToImageMetricv4:
         if self._fixed is None or self._moving is None:
             which = "fixed" if self._fixed is None else "moving"
             raise ConfigError(f"there is no {which} image: call Set{which.capitalize()}Image first")
-        pair = compared_pair(self._fixed, self._moving, self._choice)
+        initial = None if self._transform is None else transform_to_sitk(self._transform)
+        settings = Settings(
+            self._choice, fixed_mask=self._fixed_mask, initial=initial, fixed_initial=self._fixed_transform
+        )
+        pair = compared_pair(self._fixed, self._moving, settings)
         self._metric = CosineMetric(
             pair.fixed,
             pair.moving,

@@ -102,8 +102,8 @@ class LevelAdaptor:
     """Gives a B-spline or a displacement field the resolution of each level, as SimpleITK does.
 
     A B-spline gets, on each level, the mesh it started with times that level's scale factor; without factors, or of
-    order 1, it stays as it is. A displacement field gets the grid it started with, shrunk by the level's shrink factor. Other
-    transforms stay as they are.
+    order 1, it stays as it is. A displacement field gets the grid it started with, shrunk by the level's shrink factor.
+    Other transforms stay as they are.
 
     Parameters
     ----------

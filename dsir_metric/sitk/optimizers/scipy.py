@@ -97,13 +97,13 @@ class LBFGSBOptimizer(ScipyOptimizer):
             raise ConfigError(
                 f"a number of corrections of at least 1 is expected; {choice.maximumNumberOfCorrections} came"
             )
-        self._choice, self._bounds = choice, optimize.Bounds(lower, upper)
+        self._choice, self._bounds = choice, (lower, upper)
 
     def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
         return {
             "method": "L-BFGS-B",
-            "bounds": self._bounds,
+            "bounds": optimize.Bounds(*self._bounds),
             "options": {
                 "gtol": choice.gradientConvergenceTolerance * slope,
                 "maxiter": choice.numberOfIterations,
