@@ -74,7 +74,7 @@ def test_an_unusable_geometry_is_refused(wrong: dict[str, object]) -> None:
 
 def test_a_label_map_has_no_voxels() -> None:
     labels = sitk.LabelImageToLabelMap(sitk.Image(4, 4, 4, sitk.sitkUInt8) + 1)
-    with pytest.raises(ShapeError, match="a label map came: convert it with sitk.LabelMapToLabel"):
+    with pytest.raises(ShapeError, match=r"a label map came: convert it with sitk\.LabelMapToLabel"):
         Grid.of(labels)
 
 

@@ -191,8 +191,7 @@ class ImageRegistrationMethod(RecordingMethod):
         ----------
         event : int
             `sitk.sitkStartEvent`, `sitkEndEvent`, `sitkIterationEvent`, `sitkMultiResolutionIterationEvent`,
-            `sitkAbortEvent`, `sitkDeleteEvent`, `sitkAnyEvent`; others are accepted and, as with the native class, never
-            happen.
+            `sitkAbortEvent`, `sitkDeleteEvent`, `sitkAnyEvent`; others are accepted and, as natively, never happen.
         command : callable or sitk.Command
         """
         self._commands.add(event, command)
