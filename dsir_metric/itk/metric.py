@@ -32,32 +32,15 @@ class DNSCosineImageToImageMetricv4:
 
     Parameters
     ----------
-    model : str or Representer
-        Makes the representations of scalar images.
-    device : str
-        "auto", "cpu" or "cuda".
-    spacing_mm : float, optional
-        Isotropic voxel size scalar images are represented at; chosen from them by default.
-    fixed_intensity, moving_intensity : str
-        See `RegisterConfig`.
-    foreground : bool
-        Whether the bright body of a scalar fixed image is its mask where none is set.
     sampling : Sampling, optional
         Which points of the virtual domain are compared; every voxel by default.
+    **choices
+        How scalar images are represented: `model`, `device`, `spacing_mm`, `fixed_intensity`, `moving_intensity` and
+        `foreground`, as for `dsir_metric.sitk.ImageRegistrationMethod.SetMetricAsDNSCosine`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: Any = "default",
-        device: str = "auto",
-        spacing_mm: float | None = None,
-        fixed_intensity: str = "auto",
-        moving_intensity: str = "auto",
-        foreground: bool = True,
-        sampling: Sampling | None = None,
-    ) -> None:
-        self._choice = DNSCosine(model, device, spacing_mm, fixed_intensity, moving_intensity, foreground)
+    def __init__(self, *, sampling: Sampling | None = None, **choices: Any) -> None:
+        self._choice = DNSCosine(**choices)
         self._sampling = sampling
         self._fixed: Picture | None = None
         self._moving: Picture | None = None
