@@ -214,7 +214,7 @@ def picture_of(image: Any, name: str) -> Picture:
     """
     if isinstance(image, Representation):
         return image
-    return from_itk(image) if components(image, name) > 1 else to_sitk(image, name)
+    return from_itk(image, name) if components(image, name) > 1 else to_sitk(image, name)
 
 
 def mask_of(mask: Any, name: str) -> sitk.Image | None:

@@ -195,12 +195,7 @@ def _representation_in(picture: Picture, name: str) -> Representation | None:
         return _finite(picture, name)
     if picture.GetNumberOfComponentsPerPixel() == 1:
         return None
-    if picture.GetPixelID() not in (sitk.sitkVectorFloat32, sitk.sitkVectorFloat64):
-        raise ShapeError(
-            f"{name} has voxels of type {picture.GetPixelIDTypeAsString()}: a scalar image is expected, or one of "
-            "float descriptors; pick a channel with sitk.VectorIndexSelectionCast"
-        )
-    return _finite(Representation.from_sitk(picture), name)
+    return _finite(Representation.from_sitk(picture, name), name)
 
 
 def _finite(representation: Representation, name: str) -> Representation:

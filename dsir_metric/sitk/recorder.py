@@ -187,7 +187,7 @@ class RecordingMethod(_Native):  # type: ignore[misc]
         except RuntimeError as error:
             raise GeometryError(
                 f"no virtual domain has size {virtualSize}, origin {virtualOrigin}, spacing {virtualSpacing} and "
-                f"direction {virtualDirection}: give positive spacings and an orthonormal direction, all in one dimension"
+                f"direction {virtualDirection}: give positive spacings and orthonormal axes, all in one dimension"
             ) from error
         self._record(virtual_domain=domain)
 
