@@ -102,6 +102,9 @@ class ScalarPair:
     def moving_grid(self) -> Grid:
         return Grid.of(self.moving)
 
+    def facing(self, settings: Settings, maps: Any) -> ScalarPair:
+        return self
+
     def metric(self, settings: Settings, level: Level, moving_initial: Any) -> MeanSquares:
         return MeanSquares(_blurred(self.fixed, level), _blurred(self.moving, level), level.virtual, moving_initial)
 
@@ -118,7 +121,7 @@ class OurLoop(ImageRegistrationMethod):
         super().__init__()
         self.SetMetricAsDNSCosine()
 
-    def _compare(self, fixed: Any, moving: Any, choice: Any) -> Any:
+    def _compare(self, fixed: Any, moving: Any, settings: Settings) -> Any:
         return ScalarPair(fixed, moving)
 
 

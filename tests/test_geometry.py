@@ -72,6 +72,12 @@ def test_an_unusable_geometry_is_refused(wrong: dict[str, object]) -> None:
         Grid(**{"size": (4, 4, 4), **wrong})
 
 
+def test_a_label_map_has_no_voxels() -> None:
+    labels = sitk.LabelImageToLabelMap(sitk.Image(4, 4, 4, sitk.sitkUInt8) + 1)
+    with pytest.raises(ShapeError, match=r"a label map came: convert it with sitk\.LabelMapToLabel"):
+        Grid.of(labels)
+
+
 def test_a_4d_image_has_no_grid() -> None:
     with pytest.raises(ShapeError, match="4 axes"):
         Grid.of(sitk.Image([4, 4, 4, 2], sitk.sitkUInt8))

@@ -17,6 +17,7 @@ from dsir_metric.phantom import PhantomPair
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register import register as register_sitk
 from dsir_metric.represent import Representation
+from dsir_metric.sitk import ImageRegistrationMethod
 
 itk = pytest.importorskip("itk")
 
@@ -175,6 +176,20 @@ def test_scalar_images_are_represented(pair: PhantomPair) -> None:
     metric.SetMovingTransform(itk.IdentityTransform[itk.D, 3].New())
     assert -1 < at_truth < metric.GetValue() - 0.03
     assert metric.GetNumberOfValidPoints() < 0.5 * np.prod(pair.fixed.GetSize())  # the head alone
+
+
+def test_a_head_that_lies_askew_is_represented_as_it_lies(pair: PhantomPair) -> None:
+    turn = sitk.Euler3DTransform((0, 0, 0), 0.0, 0.0, 1.5)
+    moving = sitk.Resample(pair.moving, turn.GetInverse())
+    metric, method = Metric.New(device="cpu", spacing_mm=6.0), ImageRegistrationMethod()
+    metric.SetFixedImage(to_itk(pair.fixed))
+    metric.SetMovingImage(to_itk(moving))
+    metric.SetMovingTransform(transform_to_itk(turn))
+    metric.Initialize()
+    method.SetMetricAsDNSCosine(device="cpu", spacing_mm=6.0)
+    method.SetInitialTransform(turn)
+    assert metric.GetValue() == pytest.approx(method.MetricEvaluate(pair.fixed, moving), abs=1e-9)
+    assert metric.GetValue() < -0.6
 
 
 def test_what_the_metric_cannot_take() -> None:

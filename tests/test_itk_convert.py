@@ -106,6 +106,12 @@ def test_images_that_cannot_be_taken() -> None:
         from_itk(to_itk(GRID.image(sitk.sitkFloat32)))
     with pytest.raises(DataError, match="itk has no image of 8-bit signed integer"):
         to_itk(GRID.image(sitk.sitkInt8))
+    with pytest.raises(ShapeError, match="colour has voxels of type vector of 8-bit unsigned integer: a scalar image"):
+        from_itk(itk.image_from_array(np.zeros((4, 4, 4, 3), np.uint8), is_vector=True), "colour")
+    with pytest.raises(ShapeError, match="a 2-D one came"):
+        to_itk(sitk.Image(4, 4, sitk.sitkFloat32))
+    with pytest.raises(DataError, match=r"a ndarray came; a sitk\.Image or a Representation is expected"):
+        to_itk(np.zeros((3, 3, 3)))
 
 
 def bspline() -> sitk.Transform:
@@ -211,6 +217,10 @@ def test_transforms_that_cannot_be_taken() -> None:
         transform_to_sitk(itk.Euler2DTransform[itk.D].New())
     with pytest.raises(ShapeError, match="a 2-D one came"):
         transform_to_itk(sitk.Euler2DTransform())
+    with pytest.raises(ConfigError, match="a composite transform without transforms"):
+        transform_to_itk(sitk.CompositeTransform(3))
+    with pytest.raises(DataError, match=r"a str came; a sitk\.Transform is expected"):
+        transform_to_itk("transform.h5")
     with pytest.raises(DataError, match="a str came; an itk transform is expected"):
         transform_to_sitk("transform.h5")
     with pytest.raises(DataError, match="a list of 2 transforms came"):

@@ -95,12 +95,16 @@ def test_without_itk_impact_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_another_torch_than_it_was_compiled_against_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Package, "version", "0.1.6")
+    versions = {"itk-impact": "0.1.6", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(Package, "version", property(lambda package: versions.get(package.package)))
     monkeypatch.setattr(impact, "requires", lambda _: ["itk==5.4.*", "torch==2.12.*"])
-    monkeypatch.setattr(impact, "version", lambda _: "2.13.0+cpu")
     with pytest.raises(MissingDependencyError, match=r"compiled against torch 2\.12\.\*, 2\.13\.0\+cpu is installed"):
         impact.check_impact()
-    monkeypatch.setattr(impact, "version", lambda _: "2.12.1")
+    assert "2.13.0+cpu is installed" in CliRunner().invoke(app, ["backends"]).stdout
+    versions.pop("torch")
+    with pytest.raises(MissingDependencyError, match="none is installed"):
+        impact.check_impact()
+    versions["torch"] = "2.12.1"
     impact.check_impact()
 
 

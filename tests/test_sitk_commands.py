@@ -19,6 +19,8 @@ EVENTS = {
     "level": sitk.sitkMultiResolutionIterationEvent,
     "progress": sitk.sitkProgressEvent,
     "abort": sitk.sitkAbortEvent,
+    "delete": sitk.sitkDeleteEvent,
+    "user": sitk.sitkUserEvent,
 }
 
 
@@ -169,6 +171,20 @@ def test_commands_are_objects_too_and_can_be_removed(make: Any) -> None:
     assert counter.calls == 6
 
 
+@pytest.mark.parametrize("make", [native, OurLoop])
+def test_a_command_can_remove_those_that_wait_with_it(make: Any) -> None:
+    method, seen = two_levels(make()), []
+
+    def leave() -> None:
+        seen.append("first")
+        method.RemoveAllCommands()
+
+    method.AddCommand(sitk.sitkIterationEvent, leave)
+    method.AddCommand(sitk.sitkIterationEvent, lambda: seen.append("second"))
+    method.Execute(FIXED, MOVING)
+    assert seen == ["first"]
+
+
 def test_error_in_a_command_reaches_the_caller() -> None:
     method = two_levels(OurLoop())
     method.AddCommand(sitk.sitkIterationEvent, lambda: 1 / 0)
@@ -189,6 +205,11 @@ def test_error_in_a_command_reaches_the_caller() -> None:
         (lambda r: r.SetMetricSamplingPercentagePerLevel([0.1] * 3), "3 sampling percentages for 2"),
         (lambda r: r.SetInitialTransform(sitk.Euler2DTransform()), "2-D"),
         (lambda r: r.SetInitialTransform(sitk.Transform(3, sitk.sitkIdentity)), "no parameters"),
+        (lambda r: r.SetOptimizerScales([float("nan")] * 6), "scales must be positive"),
+        (lambda r: r.SetOptimizerWeights([float("nan")] * 6), "weights .* finite"),
+        (lambda r: r.SetMetricSamplingStrategy(7), "sampling strategy 7 is unknown"),
+        (lambda r: r.SetOptimizerAsLBFGSB(lowerBound=1.0, upperBound=-1.0), "bounds from 1 to -1"),
+        (lambda r: r.SetOptimizerAsLBFGSB(maximumNumberOfCorrections=0), "corrections of at least 1"),
         (lambda r: r.SetOptimizerAsExhaustive([1, 1]), "2 numbers of steps for 6"),
         (lambda r: r.SetOptimizerAsRegularStepGradientDescent(1, 0.1, 5, 1.5), "relaxation factor"),
         (lambda r: r.SetOptimizerAsRegularStepGradientDescent(1, 0.1, 5, 0.5, -1), "tolerance"),

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from dsir_metric.errors import DataError, RegistrationError, ShapeError
+from dsir_metric.errors import DataError, DsirError, RegistrationError, ShapeError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.metric import CosineMetric
 from dsir_metric.phantom import PhantomPair
@@ -218,12 +218,42 @@ def test_scalar_images_are_represented(pair: PhantomPair, model_file: Path) -> N
     assert method.GetMetricNumberOfValidPoints() == pytest.approx(20**3, rel=0.2)
 
 
+def test_with_a_mask_nothing_needs_to_stand_out(pair: PhantomPair, model_file: Path) -> None:
+    corner = pair.fixed[18:22, 18:22, 18:22]
+    method = method_for(sitk.Euler3DTransform())
+    method.SetMetricAsDNSCosine(model=model_file, device="cpu")
+    method.SetMetricFixedMask(sitk.Cast(corner * 0 + 1, sitk.sitkUInt8))
+    assert -1 < method.MetricEvaluate(corner, pair.moving) < 1
+
+
+def test_bad_masks_and_transforms_are_named(moving: Representation) -> None:
+    labels = sitk.LabelImageToLabelMap(GRID.image() + 1)
+    field, empty = sitk.DisplacementFieldTransform(3), sitk.CompositeTransform(3)
+    for spoil, words in (
+        (lambda m: m.SetMetricFixedMask(labels), "a label map came"),
+        (lambda m: m.SetMetricMovingMask(labels), "a label map came"),
+        (lambda m: m.SetInitialTransform(field), "field transform is empty"),
+        (lambda m: m.SetMovingInitialTransform(field), "field transform is empty"),
+        (lambda m: m.SetInitialTransform(empty), "no parameters|without transforms"),
+    ):
+        method = method_for(sitk.Euler3DTransform())
+        method.SetOptimizerAsGradientDescent(1.0, 2)
+        spoil(method)
+        for run in (method.Execute, method.MetricEvaluate):
+            with pytest.raises(DsirError, match=words) as error:
+                run(moving, moving)
+            assert "\n" not in str(error.value)
+
+
 def test_bad_images_are_named(moving: Representation, pair: PhantomPair) -> None:
     method = method_for(sitk.Euler3DTransform())
     method.SetOptimizerAsGradientDescent(1.0, 2)
     flat = sitk.Image(8, 8, sitk.sitkFloat32)
     fewer = Representation(moving.values[..., :12], GRID)
     far = Representation(moving.values, Grid(GRID.size, GRID.spacing_mm, (500.0, 0.0, 0.0)))
+    broken = moving.values.copy()
+    broken[3, 4, 5:7, 0] = np.nan
+    labels = sitk.LabelImageToLabelMap(sitk.Cast(pair.fixed_labels, sitk.sitkUInt8))
     for first, second, kind, words in (
         (np.zeros((8, 8, 8)), pair.moving, DataError, "a ndarray came"),
         (flat, flat, ShapeError, "fixed is 2-D and the initial transform 3-D"),
@@ -231,6 +261,9 @@ def test_bad_images_are_named(moving: Representation, pair: PhantomPair) -> None
         (moving.to_sitk(), pair.fixed, ShapeError, "only fixed is represented"),
         (moving, fewer, ShapeError, "24 channels and moving 12"),
         (moving, far, RegistrationError, "images overlap"),
+        (moving, Representation(broken, GRID), DataError, "moving: the descriptors of 2 voxels are NaN"),
+        (labels, pair.moving, ShapeError, "fixed: an image of voxels is expected; a label map came"),
+        (pair.fixed[:2, :2, :2], pair.moving, DataError, "fixed: nothing stands out from the background; give a mask"),
     ):
         for run in (method.Execute, method.MetricEvaluate):
             with pytest.raises(kind, match=words):

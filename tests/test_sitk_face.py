@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 from sitk_scalar import OurLoop, native, scalar_pair
 
+from dsir_metric.errors import GeometryError
 from dsir_metric.sitk import ImageRegistrationMethod
 from dsir_metric.sitk import settings as kinds
 from dsir_metric.sitk.optimizers import OPTIMIZERS
@@ -144,6 +145,16 @@ def test_transforms_are_those_of_the_moment_they_are_set(name: str) -> None:
     shift.SetOffset((9.0, 9.0, 9.0))
     assert getattr(settings, MAPS[name]).GetParameters() == SHIFT.GetParameters()
     assert replace(settings, **{MAPS[name]: None}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "direction"),
+    [((0.0, 1.0, 1.0), np.eye(3)), ((1.0, 1.0, 1.0), np.ones((3, 3))), ((1.0, 1.0), np.eye(3))],
+)
+def test_a_virtual_domain_that_is_no_grid_is_one_line(spacing: tuple[float, ...], direction: np.ndarray) -> None:
+    with pytest.raises(GeometryError, match="no virtual domain has size") as error:
+        ImageRegistrationMethod().SetVirtualDomain([4, 4, 4], [0.0] * 3, spacing, direction.ravel().tolist())
+    assert "\n" not in str(error.value)
 
 
 def test_virtual_domain_is_recorded_number_by_number() -> None:

@@ -6,7 +6,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dsir_metric.register.backends import BACKENDS
+from dsir_metric.errors import ConfigError, MissingDependencyError
+from dsir_metric.register import RegisterConfig
+from dsir_metric.register.backends import BACKENDS, Backend
 from dsir_metric_cli.options import debug_option
 
 __all__ = ["command"]
@@ -19,14 +21,23 @@ def command() -> None:
     table = Table("backend", "what", "package", "version", "", box=None)
     obstacles = []
     for backend in BACKENDS.values():
-        package = backend.package
-        needs = ("built in", "", "ready")
-        if package is not None:
-            obstacle = package.obstacle
-            needs = (package.package, package.version or "", "missing" if obstacle else "ready")
-            obstacles += [f"{backend.name}: {obstacle}"] if obstacle else []
-        table.add_row(backend.name, backend.does, *needs)
+        package, obstacle = backend.package, _obstacle(backend)
+        needs = ("built in", "") if package is None else (package.package, package.version or "")
+        table.add_row(backend.name, backend.does, *needs, "missing" if obstacle else "ready")
+        obstacles += [obstacle] if obstacle else []
     console = Console(markup=False, highlight=False)
     console.print(table)
     for line in obstacles:
         console.print(line, soft_wrap=True)
+
+
+def _obstacle(backend: Backend) -> str | None:
+    """What `register` would say is not installed, or not in the right version."""
+    try:
+        backend.check(RegisterConfig(backend=backend.name))
+    except MissingDependencyError as error:
+        name = "" if backend.package is None else backend.package.name
+        return f"{backend.name}: {str(error).removeprefix(f'{name}: ')}"
+    except ConfigError:  # a file of the user's is missing, not a package
+        return None
+    return None

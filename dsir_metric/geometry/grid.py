@@ -14,6 +14,7 @@ from dsir_metric.errors import GeometryError, ShapeError
 __all__ = ["Grid"]
 
 Triple = tuple[float, float, float]
+_LABEL_MAPS = {sitk.sitkLabelUInt8, sitk.sitkLabelUInt16, sitk.sitkLabelUInt32, sitk.sitkLabelUInt64}
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -62,7 +63,9 @@ class Grid:
 
     @classmethod
     def of(cls, image: sitk.Image) -> Grid:
-        """Grid of a 3-D or 2-D SimpleITK image."""
+        """Grid of a 3-D or 2-D SimpleITK image of voxels."""
+        if image.GetPixelID() in _LABEL_MAPS:  # SimpleITK ends the process when it is asked for the voxels of one
+            raise ShapeError("an image of voxels is expected; a label map came: convert it with sitk.LabelMapToLabel")
         size, spacing, origin = tuple(image.GetSize()), tuple(image.GetSpacing()), tuple(image.GetOrigin())
         direction = tuple(image.GetDirection())
         if image.GetDimension() == 3:

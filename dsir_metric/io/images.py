@@ -235,6 +235,6 @@ def _scalar_volume(image: sitk.Image, name: str, *, plane: bool = False) -> sitk
         )
     try:
         Grid.of(image)
-    except GeometryError as error:
-        raise GeometryError(f"{name}: {error}") from error
+    except (GeometryError, ShapeError) as error:
+        raise type(error)(f"{name}: {error}") from error
     return image

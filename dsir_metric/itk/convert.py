@@ -44,7 +44,11 @@ def to_itk(picture: Representation | sitk.Image) -> Any:
     """
     itk = load_itk()
     image = picture.to_sitk() if isinstance(picture, Representation) else picture
+    if not isinstance(image, sitk.Image):
+        raise DataError(f"a {type(image).__name__} came; a sitk.Image or a Representation is expected")
     grid = Grid.of(image)
+    if grid.dimension != 3:
+        raise ShapeError(f"a 3-D image is expected; a {grid.dimension}-D one came")
     values = sitk.GetArrayViewFromImage(image)
     vector = image.GetNumberOfComponentsPerPixel() > 1
     if values.dtype.name not in (_VECTORS if vector else _SCALARS):  # itk itself would think ten seconds about this
@@ -97,7 +101,7 @@ def to_sitk(image: Any, name: str = "image") -> sitk.Image:
     return out
 
 
-def from_itk(image: Any) -> Representation:
+def from_itk(image: Any, name: str = "image") -> Representation:
     """A representation from its `itk.VectorImage`; the inverse of `to_itk` but for the provenance.
 
     Raises
@@ -105,9 +109,9 @@ def from_itk(image: Any) -> Representation:
     DataError
         If it is no ITK image.
     ShapeError
-        If it is not 3-D or has one component only.
+        If it is not 3-D, has one component only or components that are no floats; `name` begins the message.
     """
-    return Representation.from_sitk(to_sitk(image))
+    return Representation.from_sitk(to_sitk(image, name), name)
 
 
 def components(image: Any, name: str) -> int:

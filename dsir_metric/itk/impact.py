@@ -7,7 +7,7 @@ it returns the representation it was saved with.
 from __future__ import annotations
 
 import tempfile
-from importlib.metadata import requires, version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dsir_metric.represent.representation import Representation
 __all__ = ["IMPACT", "check_impact", "impact_method", "impact_metric"]
 
 IMPACT = Package("itk-impact", "itk-impact", "0.1.6")
+TORCH = Package("itk-impact", "torch", "2.12")
 
 
 def check_impact() -> None:
@@ -37,10 +38,11 @@ def check_impact() -> None:
     IMPACT.check()
     for requirement in requires(IMPACT.package) or ():
         name, _, wanted = requirement.partition("==")
-        if name.strip() == "torch" and not version("torch").startswith(wanted.strip().removesuffix("*")):
+        found = TORCH.version or "none"
+        if name.strip() == "torch" and not found.startswith(wanted.strip().removesuffix("*")):
             raise MissingDependencyError(
-                f"itk-impact {IMPACT.version} was compiled against torch {wanted.strip()}, {version('torch')} is "
-                "installed: pip install 'dsir-metric[itk-impact]' in an environment of its own"
+                f"itk-impact {IMPACT.version} was compiled against torch {wanted.strip()}, {found} is installed: "
+                "pip install 'dsir-metric[itk-impact]' in an environment of its own"
             )
 
 

@@ -16,7 +16,7 @@ from dsir_metric.itk.transforms import transform_to_sitk
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.represent.representation import Representation
 from dsir_metric.sitk.dns import Picture, compared_pair
-from dsir_metric.sitk.settings import DNSCosine
+from dsir_metric.sitk.settings import DNSCosine, Settings
 
 __all__ = ["DNSCosineImageToImageMetricv4", "mask_of", "picture_of"]
 
@@ -32,32 +32,15 @@ class DNSCosineImageToImageMetricv4:
 
     Parameters
     ----------
-    model : str or Representer
-        Makes the representations of scalar images.
-    device : str
-        "auto", "cpu" or "cuda".
-    spacing_mm : float, optional
-        Isotropic voxel size scalar images are represented at; chosen from them by default.
-    fixed_intensity, moving_intensity : str
-        See `RegisterConfig`.
-    foreground : bool
-        Whether the bright body of a scalar fixed image is its mask where none is set.
     sampling : Sampling, optional
         Which points of the virtual domain are compared; every voxel by default.
+    **choices
+        How scalar images are represented: `model`, `device`, `spacing_mm`, `fixed_intensity`, `moving_intensity` and
+        `foreground`, as for `dsir_metric.sitk.ImageRegistrationMethod.SetMetricAsDNSCosine`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: Any = "default",
-        device: str = "auto",
-        spacing_mm: float | None = None,
-        fixed_intensity: str = "auto",
-        moving_intensity: str = "auto",
-        foreground: bool = True,
-        sampling: Sampling | None = None,
-    ) -> None:
-        self._choice = DNSCosine(model, device, spacing_mm, fixed_intensity, moving_intensity, foreground)
+    def __init__(self, *, sampling: Sampling | None = None, **choices: Any) -> None:
+        self._choice = DNSCosine(**choices)
         self._sampling = sampling
         self._fixed: Picture | None = None
         self._moving: Picture | None = None
@@ -123,6 +106,9 @@ class DNSCosineImageToImageMetricv4:
     def Initialize(self) -> None:
         """Represent what is not represented and take the samples; call it again after a `Set...` other than transforms.
 
+        A scalar moving image is represented as it lies under the transform of this moment, where that turns it by more
+        than 5 degrees: call it again for one that turns otherwise.
+
         Raises
         ------
         ConfigError
@@ -133,7 +119,11 @@ class DNSCosineImageToImageMetricv4:
         if self._fixed is None or self._moving is None:
             which = "fixed" if self._fixed is None else "moving"
             raise ConfigError(f"there is no {which} image: call Set{which.capitalize()}Image first")
-        pair = compared_pair(self._fixed, self._moving, self._choice)
+        initial = None if self._transform is None else transform_to_sitk(self._transform)
+        settings = Settings(
+            self._choice, fixed_mask=self._fixed_mask, initial=initial, fixed_initial=self._fixed_transform
+        )
+        pair = compared_pair(self._fixed, self._moving, settings)
         self._metric = CosineMetric(
             pair.fixed,
             pair.moving,
@@ -224,7 +214,7 @@ def picture_of(image: Any, name: str) -> Picture:
     """
     if isinstance(image, Representation):
         return image
-    return from_itk(image) if components(image, name) > 1 else to_sitk(image, name)
+    return from_itk(image, name) if components(image, name) > 1 else to_sitk(image, name)
 
 
 def mask_of(mask: Any, name: str) -> sitk.Image | None:

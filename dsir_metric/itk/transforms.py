@@ -88,18 +88,24 @@ def transform_to_itk(transform: sitk.Transform) -> Any:
 
     Raises
     ------
+    DataError
+        If it is no SimpleITK transform.
     ShapeError
         If it is not 3-D.
     ConfigError
-        If it is of another kind.
+        If it is of another kind, or an empty composite.
     """
     itk = load_itk()
+    if not isinstance(transform, sitk.Transform):
+        raise DataError(f"a {type(transform).__name__} came; a sitk.Transform is expected")
     if transform.GetDimension() != 3:
         raise ShapeError(f"a 3-D transform is expected; a {transform.GetDimension()}-D one came")
     transform = concrete(transform)
     name = transform.GetName()
     if isinstance(transform, sitk.CompositeTransform):
         transform = sitk.CompositeTransform(transform)
+        if transform.GetNumberOfTransforms() == 0:
+            raise ConfigError("a composite transform without transforms came; give it one, or an identity transform")
         transform.FlattenTransform()  # ITK writes no composite inside another
         out = itk.CompositeTransform[itk.D, 3].New()
         for i in range(transform.GetNumberOfTransforms()):

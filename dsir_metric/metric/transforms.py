@@ -154,6 +154,8 @@ class LatticeMap:
     @classmethod
     def of_field(cls, transform: sitk.DisplacementFieldTransform) -> LatticeMap:
         """Map of a displacement field transform; zero displacement outside the field, as in ITK."""
+        if transform.GetNumberOfParameters() == 0:
+            raise ConfigError("the displacement field transform is empty: make it from a field image first")
         image = transform.GetDisplacementField()
         grid = Grid.of(image)
         bounds = (np.full(3, -0.5), np.array(grid.size) - 0.5)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from dsir_metric.errors import RegistrationError
+from dsir_metric.geometry import rotation
 from dsir_metric.metric import CosineMetric
 
-__all__ = ["affine_matrix", "as_affine", "as_rigid", "composite", "fit", "parameter_scales", "rotation"]
+__all__ = ["affine_matrix", "as_affine", "as_rigid", "composite", "fit", "parameter_scales"]
 
 _REACH_MM = 40.0  # how far any parameter may move the points from the start
 OnIteration = Callable[[float], None]
@@ -42,18 +43,11 @@ def as_affine(matrix: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> si
     return transform
 
 
-def rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rotation (3, 3) nearest to the linear part of a 4 x 4 `matrix`."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    nearest: NDArray[np.float64] = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
-    return nearest
-
-
 def as_rigid(matrix: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> sitk.Euler3DTransform:
     """The rigid transform nearest to a 4 x 4 `matrix`: the same place for `centre_mm`, the nearest rotation."""
     transform = sitk.Euler3DTransform()
     transform.SetCenter(centre_mm.tolist())
-    transform.SetMatrix(rotation(matrix).ravel().tolist(), 1e-6)
+    transform.SetMatrix(rotation(matrix[:3, :3]).ravel().tolist(), 1e-6)
     transform.SetTranslation((matrix[:3, :3] @ centre_mm + matrix[:3, 3] - centre_mm).tolist())
     return transform
 

@@ -16,13 +16,13 @@ from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
-from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.geometry import DisplacementField, Grid, rotation
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.guard import Guard
-from dsir_metric.register.linear import affine_matrix, rotation
+from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
 from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
@@ -132,7 +132,7 @@ def _register(
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports = []
     for name in config.stages:
-        turn = rotation(state.linear)
+        turn = rotation(state.linear[:3, :3])
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
                 problem = _turned(problem, moving, make.turned(moving, problem.levels[-1].fixed.grid, turn))
@@ -223,10 +223,10 @@ def _prepare(
         fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
     if moving_mask is not None:
         moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
-    mask = _body(fixed, fixed_mask, pair[0].grid)
+    mask = _body(fixed, fixed_mask, pair[0].grid, "fixed")
     scans = _scans(fixed, moving, pair, config) if config.looks_at_scans else None
     levels = pyramid(Level(*pair, mask, moving_mask, start.after, scans))
-    return Problem(levels, _body(moving, moving_mask, pair[1].grid), middle(mask), config)
+    return Problem(levels, _body(moving, moving_mask, pair[1].grid, "moving"), middle(mask), config)
 
 
 def _turned(problem: Problem, moving: sitk.Image, along: Representation) -> Problem:
@@ -265,10 +265,10 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
     return (found if outcome.kept else state), outcome
 
 
-def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid) -> sitk.Image:
+def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> sitk.Image:
     """The given mask, nearest neighbour, or else the foreground of the image; on `grid`."""
     if mask is None:
-        return foreground(image, grid)
+        return foreground(image, grid, name)
     return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from dsir_metric.geometry import angle_deg
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level
 
@@ -48,8 +49,7 @@ def askew_deg(problem: Problem, rotation: Array) -> float:
     """Angle between the axes of the moving representation and those of the fixed one under `rotation` (3, 3)."""
     level = problem.levels[-1]
     fixed, moving = (np.reshape(side.grid.direction, (3, 3)) for side in (level.fixed, level.moving))
-    cosine = (np.trace(moving.T @ rotation @ fixed) - 1) / 2
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    return angle_deg(moving.T @ rotation @ fixed)
 
 
 @dataclass(frozen=True)

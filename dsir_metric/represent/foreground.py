@@ -14,8 +14,10 @@ __all__ = ["foreground"]
 _MARGIN_MM = 4.0  # the outline of the anatomy is looked at from outside as well
 
 
-def foreground(image: sitk.Image, grid: Grid) -> sitk.Image:
+def foreground(image: sitk.Image, grid: Grid, name: str = "image") -> sitk.Image:
     """Where there is something to compare: the largest bright body of `image`, filled, 4 mm wider; on `grid`.
+
+    `name` begins the error message.
 
     Raises
     ------
@@ -31,7 +33,7 @@ def foreground(image: sitk.Image, grid: Grid) -> sitk.Image:
     body = ndimage.binary_opening(values > floor + 0.08 * (top - floor))
     labels, count = ndimage.label(body)
     if count == 0:
-        raise DataError("nothing in the image stands out from its background: give a mask")
+        raise DataError(f"{name}: nothing stands out from the background; give a mask")
     if count > 1:
         body = labels == 1 + np.argmax(ndimage.sum_labels(body, labels, np.arange(1, count + 1)))
     steps = max(1, round(_MARGIN_MM / min(grid.spacing_mm)))

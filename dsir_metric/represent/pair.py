@@ -55,7 +55,9 @@ class PairRepresenter:
     shared: bool = False
     cache: Cache | None = None
 
-    def __call__(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[Representation, Representation]:
+    def __call__(
+        self, fixed: sitk.Image, moving: sitk.Image, rotation: NDArray[np.float64] | None = None
+    ) -> tuple[Representation, Representation]:
         """Both scans, see `represent_pair`."""
         return represent_pair(
             fixed,
@@ -66,6 +68,7 @@ class PairRepresenter:
             moving_intensity=self.moving_intensity,
             shared=self.shared,
             cache=self.cache,
+            rotation=rotation,
         )
 
     def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64]) -> Representation:
@@ -83,6 +86,7 @@ def represent_pair(
     moving_intensity: str = "auto",
     shared: bool = False,
     cache: Cache | None = None,
+    rotation: NDArray[np.float64] | None = None,
 ) -> tuple[Representation, Representation]:
     """Represent two scans at one isotropic spacing and along the same axes.
 
@@ -103,11 +107,14 @@ def represent_pair(
         Choose grids that suit other pairs of the same scans too, see `working_grids`.
     cache : Cache, optional
         Where representations made before are found, and new ones kept, in half precision.
+    rotation : ndarray, shape (3, 3), optional
+        How the anatomy of the moving scan is known to be turned against that of the fixed one: the moving scan is
+        represented by `represent_turned`.
 
     Returns
     -------
     tuple of Representation
-        Of fixed and of moving, on the grids of `working_grids`.
+        Of fixed and of moving, on the grids of `working_grids`, but for a moving scan that is turned.
 
     Raises
     ------
@@ -128,10 +135,10 @@ def represent_pair(
             f"fixed is {fixed.GetDimension()}-D and moving {moving.GetDimension()}-D: both must be the same"
         )
     fixed_grid, moving_grid = working_grids(Grid.of(fixed), Grid.of(moving), spacing_mm, shared=shared)
-    return (
-        _represent(fixed, fixed_grid, representer, fixed_intensity, cache),
-        _represent(moving, moving_grid, representer, moving_intensity, cache),
-    )
+    first = _represent(fixed, fixed_grid, representer, fixed_intensity, cache)
+    if rotation is not None:
+        return first, represent_turned(moving, fixed_grid, rotation, representer, moving_intensity)
+    return first, _represent(moving, moving_grid, representer, moving_intensity, cache)
 
 
 def working_grids(
@@ -217,7 +224,7 @@ def represent_turned(
     Parameters
     ----------
     moving : sitk.Image
-        Scalar 3-D scan, float.
+        Scalar 3-D or 2-D scan, float.
     fixed : Grid
         Of the fixed representation.
     rotation : ndarray, shape (3, 3)

@@ -56,13 +56,24 @@ class Representation:
         return self.grid.stamp(sitk.GetImageFromArray(self.values, isVector=True))
 
     @classmethod
-    def from_sitk(cls, image: sitk.Image) -> Representation:
-        """Wrap a multi-component `sitk.Image`; the inverse of `to_sitk` but for the provenance."""
+    def from_sitk(cls, image: sitk.Image, name: str = "image") -> Representation:
+        """Wrap a multi-component float `sitk.Image`; the inverse of `to_sitk` but for the provenance.
+
+        Raises
+        ------
+        ShapeError
+            If the image has another dimension, one component or voxels that are no floats; `name` begins the last.
+        """
         channels = image.GetNumberOfComponentsPerPixel()
         if image.GetDimension() not in (2, 3) or channels < 2:
             raise ShapeError(
                 f"a 3-D or 2-D image with several components is expected; {image.GetDimension()} axes with "
                 f"{channels} component(s) came"
+            )
+        if image.GetPixelID() not in (sitk.sitkVectorFloat32, sitk.sitkVectorFloat64):
+            raise ShapeError(
+                f"{name} has voxels of type {image.GetPixelIDTypeAsString()}: a scalar image is expected, or one of "
+                "float descriptors; pick a channel with sitk.VectorIndexSelectionCast"
             )
         grid = Grid.of(image)
         values = np.ascontiguousarray(sitk.GetArrayFromImage(image), np.float32)

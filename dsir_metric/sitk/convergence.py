@@ -27,14 +27,14 @@ class WindowConvergence:
     Parameters
     ----------
     size : int
-        Number of values the line is laid through.
+        Number of values the line is laid through; below 2, as in ITK, there is no slope.
     """
 
     def __init__(self, size: int) -> None:
         self._values: deque[float] = deque(maxlen=size)
         self._total = 0.0
         ends = np.linspace(0.0, 1.0, size)
-        ends[-1] -= _SHORT_OF_END if size > 1 else 0.0
+        ends[-1:] -= _SHORT_OF_END
         self._weights = np.stack([1.0 - ends, ends])
 
     def add(self, value: float) -> float:
@@ -43,6 +43,8 @@ class WindowConvergence:
         self._total += abs(value)
         if len(self._values) < (self._values.maxlen or 0) or self._total == 0:
             return sys.float_info.max
+        if len(self._values) < 2:
+            return 0.0
         energies = np.array(self._values) / self._total
         squares = self._weights**2
         proposals = self._weights * energies / squares.sum(axis=0)

@@ -14,8 +14,8 @@ Command = Callable[[], object] | sitk.Command
 class Commands:
     """Commands in the order they were added.
 
-    As in SimpleITK, Start, End, MultiResolutionIteration and Abort are events of the registration, Iteration is an
-    event of the optimiser, and a command added for Any hears whatever the optimiser says: that it was modified,
+    As in SimpleITK, Start, End, MultiResolutionIteration, Abort and Delete are events of the registration, Iteration is
+    an event of the optimiser, and a command added for Any hears whatever the optimiser says: that it was modified,
     started, iterated, ended and was deleted.
     """
 
@@ -44,5 +44,5 @@ class Commands:
 
     def _call(self, *events: int) -> None:
         for awaited, command in list(self._commands):
-            if awaited in events:
+            if awaited in events and (awaited, command) in self._commands:  # one called before may have removed it
                 command.Execute() if isinstance(command, sitk.Command) else command()

@@ -10,11 +10,18 @@ import SimpleITK as sitk
 
 from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import Grid
+from dsir_metric.metric.sampling import Strategy
 from dsir_metric.represent.representation import Representation
 from dsir_metric.sitk.position import FieldPosition, Position
 from dsir_metric.sitk.settings import Settings
 
 __all__ = ["Level", "LevelAdaptor", "schedule", "shrunk", "smoothed", "whole_level"]
+
+_STRATEGIES: dict[int, Strategy] = {
+    sitk.ImageRegistrationMethod.NONE: "none",
+    sitk.ImageRegistrationMethod.REGULAR: "regular",
+    sitk.ImageRegistrationMethod.RANDOM: "random",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Level:
     virtual: Grid
     sigma: float
     sigma_in_mm: bool
-    sampling_strategy: int
+    sampling_strategy: Strategy
     sampling_percentage: float
     sampling_seed: int
 
@@ -42,7 +49,7 @@ def schedule(settings: Settings, fixed: Grid) -> list[Level]:
     Raises
     ------
     ConfigError
-        If lists that speak of the same levels have different lengths.
+        If lists that speak of the same levels have different lengths, or a number is out of range.
     """
     count = len(settings.shrink_factors)
     if len(settings.sigmas) != count:
@@ -56,6 +63,8 @@ def schedule(settings: Settings, fixed: Grid) -> list[Level]:
         raise ConfigError(f"{len(percentages)} sampling percentages for {count} levels: give one, or one per level")
     if min(settings.shrink_factors, default=0) < 1:
         raise ConfigError(f"shrink factors {settings.shrink_factors} came: one integer of at least 1 per level")
+    if settings.sampling_strategy not in _STRATEGIES:
+        raise ConfigError(f"sampling strategy {settings.sampling_strategy} is unknown: use NONE, REGULAR or RANDOM")
     domain = _domain(settings, fixed)
     return [
         Level(
@@ -64,7 +73,7 @@ def schedule(settings: Settings, fixed: Grid) -> list[Level]:
             shrunk(domain, settings.shrink_factors[index]),
             settings.sigmas[index],
             settings.sigmas_in_mm,
-            settings.sampling_strategy,
+            _STRATEGIES[settings.sampling_strategy],
             percentages[index],
             settings.sampling_seed,
         )
@@ -74,7 +83,7 @@ def schedule(settings: Settings, fixed: Grid) -> list[Level]:
 
 def whole_level(settings: Settings, fixed: Grid) -> Level:
     """Every voxel of the virtual domain, nothing smoothed."""
-    return Level(0, 1, _domain(settings, fixed), 0.0, True, sitk.ImageRegistrationMethod.NONE, 1.0, 0)
+    return Level(0, 1, _domain(settings, fixed), 0.0, True, "none", 1.0, 0)
 
 
 def _domain(settings: Settings, fixed: Grid) -> Grid:
@@ -92,9 +101,9 @@ def smoothed(representation: Representation, level: Level) -> Representation:
 class LevelAdaptor:
     """Gives a B-spline or a displacement field the resolution of each level, as SimpleITK does.
 
-    A B-spline gets, on each level, the mesh it started with times that level's scale factor; without factors it
-    stays as it is. A displacement field gets the grid it started with, shrunk by the level's shrink factor. Other
-    transforms stay as they are.
+    A B-spline gets, on each level, the mesh it started with times that level's scale factor; without factors, or of
+    order 1, it stays as it is. A displacement field gets the grid it started with, shrunk by the level's shrink factor.
+    Other transforms stay as they are.
 
     Parameters
     ----------
@@ -111,7 +120,8 @@ class LevelAdaptor:
         self._factors = bspline_factors
         self._fixed = fixed
         self._field_grid = position.grid if isinstance(position, FieldPosition) else None
-        self._mesh = np.asarray(position.transform.GetTransformDomainMeshSize()) if bspline_factors else None
+        refines = bspline_factors and position.transform.GetOrder() > 1
+        self._mesh = np.asarray(position.transform.GetTransformDomainMeshSize()) if refines else None
 
     def adapt(self, level: Level) -> None:
         """Bring the position to the resolution of a level."""
@@ -129,7 +139,10 @@ def _resample_field(position: FieldPosition, grid: Grid) -> None:
 
 
 def _refine(transform: Any, mesh: Any, origin_mm: tuple[float, ...], fixed: Grid) -> None:
-    """Give a B-spline another mesh over the box of the fixed image, its shape kept."""
+    """Give a B-spline another mesh over the box of the fixed image, its shape kept.
+
+    As in ITK, it is read with cubic splines whatever its own order: a quadratic one changes a little.
+    """
     order, axes = transform.GetOrder(), fixed.dimension
     edge = np.asarray(fixed.spacing_mm[:axes]) * (np.asarray(fixed.size[:axes]) - 1) / mesh
     direction = np.reshape(fixed.direction, (3, 3))[:axes, :axes]
@@ -140,10 +153,9 @@ def _refine(transform: Any, mesh: Any, origin_mm: tuple[float, ...], fixed: Grid
     if np.allclose(transform.GetFixedParameters(), _fixed_parameters(lattice), rtol=0, atol=1e-9):
         return
     identity = sitk.Transform(axes, sitk.sitkIdentity)
-    shape = sitk.sitkBSplineResamplerOrder3 if order == 3 else sitk.sitkBSplineResamplerOrder2
     coefficients = []
     for component in transform.GetCoefficientImages():
-        values = sitk.Resample(component, lattice, identity, shape, 0.0)
+        values = sitk.Resample(component, lattice, identity, sitk.sitkBSplineResamplerOrder3, 0.0)
         coefficients.append(sitk.GetArrayFromImage(sitk.BSplineDecomposition(values, order)).ravel())
     transform.SetFixedParameters(_fixed_parameters(lattice))
     transform.SetParameters(np.concatenate(coefficients).tolist())

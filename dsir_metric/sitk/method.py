@@ -12,10 +12,11 @@ import SimpleITK as sitk
 
 from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair, require_one_dimension
 from dsir_metric.sitk.events import Command, Commands
-from dsir_metric.sitk.levels import whole_level
+from dsir_metric.sitk.levels import Level, whole_level
+from dsir_metric.sitk.problem import Metric
 from dsir_metric.sitk.recorder import RecordingMethod
 from dsir_metric.sitk.run import Run, ingredients
-from dsir_metric.sitk.settings import DNSCosine
+from dsir_metric.sitk.settings import Settings
 
 __all__ = ["ImageRegistrationMethod"]
 
@@ -60,7 +61,9 @@ class ImageRegistrationMethod(RecordingMethod):
     What differs with the DNS cosine metric:
 
     - `Execute` and `MetricEvaluate` also take what was represented before: two `Representation` objects or two
-      multi-component images. Each scalar image is represented once; smoothing is applied to the descriptors.
+      multi-component images. Scalar images are represented; smoothing is applied to the descriptors.
+    - The moving image is represented as it lies under the transforms: again for each level that begins more than 5
+      degrees askew.
     - Without a fixed mask, the points of the fixed image's foreground count (`foreground=False`: all points).
     - Descriptors are interpolated linearly whatever `SetInterpolator` was given, and their gradient is that of the
       interpolation, whatever `SetMetricUse...GradientFilter` was given. Both still count for the native metrics.
@@ -105,18 +108,23 @@ class ImageRegistrationMethod(RecordingMethod):
         RuntimeError
             With a native metric, as the native class.
         """
-        choice = self._settings.metric
-        if choice is None:
-            return super().Execute(fixed, moving)
         settings = self._settings
+        if settings.metric is None:
+            return super().Execute(fixed, moving)
         _, after, _ = ingredients(settings)  # what is missing is missed before images are represented
         require_one_dimension(settings, fixed, moving)
-        pair = self._compare(fixed, moving, choice)
+        pair = self._compare(fixed, moving, settings)
+
+        def metric_of(level: Level) -> Metric:
+            nonlocal pair
+            pair = pair.facing(settings, [t for t in (run.position.transform, after) if t is not None])
+            return pair.metric(settings, level, after)
+
         run = Run(
             settings,
             pair.fixed_grid,
             pair.moving_grid,
-            lambda level: pair.metric(settings, level, after),
+            metric_of,
             self._commands,
             small_slopes=pair.small_slopes,
         )
@@ -133,6 +141,7 @@ class ImageRegistrationMethod(RecordingMethod):
             self._running = None
             if settings.in_place and self._settings.given is settings.given:
                 self._record(initial=run.reached())
+        self._commands.from_registration(sitk.sitkDeleteEvent)
         self._commands.from_optimizer()
         return result
 
@@ -149,18 +158,17 @@ class ImageRegistrationMethod(RecordingMethod):
         DsirError
             With the DNS cosine metric, if images are unusable or do not overlap.
         """
-        choice, settings = self._settings.metric, self._settings
-        if choice is None:
+        settings = self._settings
+        if settings.metric is None:
             return float(super().MetricEvaluate(fixed, moving))
         require_one_dimension(settings, fixed, moving)
-        pair = self._compare(fixed, moving, choice)
-        maps = [t for t in (settings.moving_initial, settings.initial) if t is not None]
-        metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), None)
+        pair = self._compare(fixed, moving, settings)
+        metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), settings.moving_initial)
         identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
-        return float(metric.value(sitk.CompositeTransform(maps) if maps else identity))
+        return float(metric.value(identity if settings.initial is None else settings.initial))
 
-    def _compare(self, fixed: Picture, moving: Picture, choice: DNSCosine) -> ComparedPair:
-        return compared_pair(fixed, moving, choice)
+    def _compare(self, fixed: Picture, moving: Picture, settings: Settings) -> ComparedPair:
+        return compared_pair(fixed, moving, settings)
 
     def StopRegistration(self) -> bool:
         """End the present level after its iteration; the next level begins. Whether anything was running."""
@@ -183,7 +191,7 @@ class ImageRegistrationMethod(RecordingMethod):
         ----------
         event : int
             `sitk.sitkStartEvent`, `sitkEndEvent`, `sitkIterationEvent`, `sitkMultiResolutionIterationEvent`,
-            `sitkAbortEvent`, `sitkAnyEvent`; others are accepted and, as with the native class, never happen.
+            `sitkAbortEvent`, `sitkDeleteEvent`, `sitkAnyEvent`; others are accepted and, as natively, never happen.
         command : callable or sitk.Command
         """
         self._commands.add(event, command)

@@ -82,11 +82,13 @@ class Problem:
             if values.size not in (0, size):
                 raise ConfigError(f"{values.size} optimiser {name} for {size} (local) parameters: give one for each")
         self.scales = self.scales if self.scales.size else np.ones(size)
-        if self.scales.min() <= sys.float_info.epsilon:
+        if not self.scales.min() > sys.float_info.epsilon:
             raise ConfigError(
                 f"the smallest optimiser scale is {self.scales.min():.3g}: scales must be positive; if they were "
                 "estimated, estimate them in another way or give them by hand"
             )
+        if not np.isfinite(self.weights).all():
+            raise ConfigError(f"optimiser weights {self.weights.tolist()} came: give finite numbers")
 
     @property
     def factors(self) -> Vector | None:

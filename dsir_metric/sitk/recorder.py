@@ -9,6 +9,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
+from dsir_metric.errors import GeometryError
 from dsir_metric.sitk import settings as kinds
 from dsir_metric.sitk.settings import DNSCosine, ScalesChoice, Settings
 
@@ -177,11 +178,17 @@ class RecordingMethod(_Native):  # type: ignore[misc]
         virtualSpacing: Sequence[float],
         virtualDirection: Sequence[float],
     ) -> None:
-        super().SetVirtualDomain(virtualSize, virtualOrigin, virtualSpacing, virtualDirection)
-        domain = sitk.Image(list(virtualSize), sitk.sitkUInt8)
-        domain.SetOrigin(virtualOrigin)
-        domain.SetSpacing(virtualSpacing)
-        domain.SetDirection(virtualDirection)
+        try:
+            super().SetVirtualDomain(virtualSize, virtualOrigin, virtualSpacing, virtualDirection)
+            domain = sitk.Image(list(virtualSize), sitk.sitkUInt8)
+            domain.SetOrigin(virtualOrigin)
+            domain.SetSpacing(virtualSpacing)
+            domain.SetDirection(virtualDirection)
+        except RuntimeError as error:
+            raise GeometryError(
+                f"no virtual domain has size {virtualSize}, origin {virtualOrigin}, spacing {virtualSpacing} and "
+                f"direction {virtualDirection}: give positive spacings and orthonormal axes, all in one dimension"
+            ) from error
         self._record(virtual_domain=domain)
 
     def SetVirtualDomainFromImage(self, virtualImage: sitk.Image) -> None:

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from dsir_metric.errors import RegistrationError
 from dsir_metric.geometry import Grid
+from dsir_metric.metric.transforms import concrete
 from dsir_metric.sitk.events import Commands
 from dsir_metric.sitk.levels import Level, LevelAdaptor, schedule
 from dsir_metric.sitk.optimizers import Optimizer, optimizer_for
@@ -85,7 +86,7 @@ class Run:
         self._class = type(initial)
         self._given: Any = settings.given if settings.in_place and _is_same(settings.given, initial) else initial
         in_place = settings.in_place and type(initial) is not sitk.Transform
-        self._initial: Any = self._given if in_place else sitk.Transform(initial).Downcast()
+        self._initial: Any = self._given if in_place else concrete(sitk.Transform(initial))
         _take_centre(self._initial, settings.moving_initial)
         self.position = position_of(self._initial)
         self.problem: Problem | None = None
@@ -121,7 +122,7 @@ class Run:
         if self._initial is not self._given:
             self._given.SetFixedParameters(self._initial.GetFixedParameters())
             self._given.SetParameters(self._initial.GetParameters())
-        return sitk.Transform(self._initial).Downcast()
+        return concrete(sitk.Transform(self._initial))
 
     def abort(self) -> None:
         """End the present level after its iteration, and leave out the others."""

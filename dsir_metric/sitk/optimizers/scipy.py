@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from dsir_metric.errors import ConfigError
 from dsir_metric.sitk.optimizers.base import Optimizer
 from dsir_metric.sitk.problem import Problem
 from dsir_metric.sitk.settings import LBFGS2, LBFGSB, Amoeba, Powell
@@ -88,15 +89,21 @@ class LBFGSBOptimizer(ScipyOptimizer):
 
     def __init__(self, choice: LBFGSB) -> None:
         super().__init__()
-        self._choice = choice
+        lower = -np.inf if choice.lowerBound == sys.float_info.min else choice.lowerBound
+        upper = np.inf if choice.upperBound == sys.float_info.max else choice.upperBound
+        if not lower <= upper:
+            raise ConfigError(f"bounds from {lower:g} to {upper:g} came: the lower one must not exceed the upper one")
+        if choice.maximumNumberOfCorrections < 1:
+            raise ConfigError(
+                f"a number of corrections of at least 1 is expected; {choice.maximumNumberOfCorrections} came"
+            )
+        self._choice, self._bounds = choice, (lower, upper)
 
     def _arguments(self, slope: float) -> dict[str, Any]:
         choice = self._choice
-        lower = -np.inf if choice.lowerBound == sys.float_info.min else choice.lowerBound
-        upper = np.inf if choice.upperBound == sys.float_info.max else choice.upperBound
         return {
             "method": "L-BFGS-B",
-            "bounds": optimize.Bounds(lower, upper),
+            "bounds": optimize.Bounds(*self._bounds),
             "options": {
                 "gtol": choice.gradientConvergenceTolerance * slope,
                 "maxiter": choice.numberOfIterations,
