@@ -128,6 +128,33 @@ def test_turnstile() -> None:
     assert most == 2
 
 
+def test_turnstile_keeps_the_place_of_a_call_that_nobody_waits_for() -> None:
+    """Clients that give up must not let more calls in than there is memory for; one that waits need not run."""
+    begun: list[int] = []
+    release = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        release.wait(10)
+        return number
+
+    async def crowd() -> int:
+        turnstile = Turnstile(1, 1)
+        for number in range(2):
+            task = asyncio.create_task(turnstile.run(lambda number=number: work(number)))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.sleep(0.05)
+        last = asyncio.create_task(turnstile.run(lambda: work(2)))
+        await asyncio.sleep(0.1)
+        assert begun == [0]
+        release.set()
+        return await last
+
+    assert asyncio.run(crowd()) == 2
+    assert begun == [0, 2]
+
+
 @pytest.mark.parametrize(
     "values",
     [
