@@ -256,6 +256,14 @@ TEXT = {
 }
 INFER = "/v2/models/masrnet/infer"
 JSON = {"content-type": "application/json"}
+BYTES: dict[str, str] = {}  # a binary request, all of which is JSON
+
+
+def with_input(place: int, **other: Any) -> bytes:
+    """A request as text, one of whose inputs is another."""
+    inputs = [dict(entry) for entry in TEXT["inputs"]]
+    inputs[place] |= other
+    return json.dumps({**TEXT, "inputs": inputs}).encode()
 
 
 def test_text_is_understood(single_server: Server, local: Representer) -> None:
@@ -281,6 +289,12 @@ def test_text_is_understood(single_server: Server, local: Representer) -> None:
         (INFER, b"{}" + b"x" * 50, {"inference-header-content-length": "2"}, (400,)),
         (INFER, b'{"inputs": []}' + b"x", {"inference-header-content-length": "14"}, (400,)),
         (INFER, b'{"inputs": []}', {"inference-header-content-length": "ten"}, (400,)),
+        (INFER, with_input(0, name=[1]), BYTES, (400,)),
+        (INFER, with_input(0, parameters=[1]), BYTES, (400,)),
+        (INFER, with_input(2, data=[2**70]), BYTES, (400,)),
+        (INFER, b'{"inputs":' + b"[" * 100_000, BYTES, (400,)),
+        (INFER, json.dumps({**TEXT, "parameters": [1]}).encode(), BYTES, (400,)),
+        (INFER, json.dumps({**TEXT, "outputs": [{"name": {}}]}).encode(), BYTES, (400,)),
         (INFER, b"1" * (4 * 60000 + 2**20 + 1), JSON, (413,)),
         ("/v1/models/masrnet:predict", b'{"instances": [1]}', JSON, (400, 500)),
         ("/v2/repository/models/masrnet/unload", b"", {}, (404,)),
@@ -291,10 +305,28 @@ def test_text_is_understood(single_server: Server, local: Representer) -> None:
 def test_damaged_requests(
     single_server: Server, path: str, body: bytes, headers: dict[str, str], status: tuple[int, ...]
 ) -> None:
-    found, text = fetch(single_server, path, body, headers)
+    length = {"inference-header-content-length": str(len(body))} if headers is BYTES else headers
+    found, text = fetch(single_server, path, body, length)
     assert found in status, text
     assert fetch(single_server, INFER, json.dumps(TEXT).encode(), JSON)[0] == 200
     assert single_server.alive
+
+
+def test_what_cannot_be_text_is_refused_before_it_is_computed(single_server: Server, half_server: Server) -> None:
+    large = with_input(0, shape=[1, 1, 39, 39, 39], data=[0] * 39**3)
+    for server, body, reason in (
+        (half_server, with_input(0), "half precision"),
+        (single_server, large, "50000 voxels"),
+    ):
+        started = time.monotonic()
+        status, text = fetch(server, INFER, body, JSON)
+        assert (status, "ask for binary data" in text, reason in text) == (400, True, True), text
+        assert time.monotonic() - started < 2
+
+
+def test_web_sockets_are_not_spoken(single_server: Server) -> None:
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    assert fetch(single_server, "/v2/health/live", None, upgrade) == (200, '{"live":true}')
 
 
 @BOTH

@@ -106,6 +106,7 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
             log_config=None,
             access_log=False,
             lifespan="off",
+            ws="none",
             timeout_graceful_shutdown=config.grace_s,
         )
     )
