@@ -166,6 +166,7 @@ def test_turnstile_keeps_the_place_of_a_call_that_nobody_waits_for() -> None:
         {"max_voxels": 10**8},
         {"concurrency": 0},
         {"queue": -1},
+        {"patience_s": 0},
         {"grace_s": -1},
     ],
 )
@@ -347,6 +348,35 @@ def test_length_that_is_not_said(single_server: Server) -> None:
     with socket.create_connection(("127.0.0.1", single_server.port("http")), 5) as line:
         line.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".encode())
         assert b" 411 " in line.recv(4096)
+
+
+HEAD = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", ["", HEAD, HEAD + "\r\n", HEAD + "\r\nabc"], ids=["nothing", "head", "no body", "body"]
+)
+def test_who_lets_the_server_wait_is_hung_up_on(half_server: Server, sent: str) -> None:
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", half_server.port("http")), 5) as line:
+        line.sendall(sent.encode())
+        line.settimeout(10)
+        with suppress(OSError):
+            while sent == HEAD:  # drop by drop
+                line.sendall(b"x")
+                time.sleep(0.1)
+        with suppress(ConnectionResetError):
+            assert line.recv(4096) == b""
+    assert 1 < time.monotonic() - started < 5
+
+
+def test_many_who_are_slow_keep_nobody_away(half_server: Server) -> None:
+    lines = [socket.create_connection(("127.0.0.1", half_server.port("http")), 5) for _ in range(300)]
+    for line in lines:
+        line.sendall(HEAD.encode())
+    assert ask(half_server, "http", request())["descriptors"].shape == (1, *SHAPE, 24)
+    for line in lines:
+        line.close()
 
 
 def test_messages_too_long_for_grpc(single_server: Server) -> None:

@@ -23,6 +23,9 @@ __all__ = ["command"]
 @click.option("--concurrency", type=int, metavar="N", help="Requests computed at the same time.  [default: 1]")
 @click.option("--queue", type=int, metavar="N", help="Requests that may wait.  [default: 64]")
 @click.option(
+    "--patience", "patience_s", type=int, metavar="S", help="Seconds a client may let it wait.  [default: 60]"
+)
+@click.option(
     "--grace", "grace_s", type=int, metavar="S", help="Seconds to finish requests in when stopped.  [default: 30]"
 )
 @model_options

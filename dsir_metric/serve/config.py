@@ -36,6 +36,8 @@ class ServeConfig:
         Requests that are computed at the same time.
     queue : int
         Requests that may wait; further ones are told to come back later.
+    patience_s : int
+        Seconds within which an HTTP request must begin and go on; who lets the server wait is hung up on.
     grace_s : int
         Seconds that requests under way are given when the server is stopped.
     device : str
@@ -58,6 +60,7 @@ class ServeConfig:
     max_voxels: int = 16_000_000
     concurrency: int = 1
     queue: int = 64
+    patience_s: int = 60
     grace_s: int = 30
     device: str = "auto"
     threads: int | None = None
@@ -72,10 +75,9 @@ class ServeConfig:
             raise ConfigError(
                 f"max_voxels is {self.max_voxels}; 1 to {_MOST_VOXELS} are possible: clients cut larger images up"
             )
-        if self.concurrency < 1 or self.queue < 0 or self.grace_s < 0:
-            raise ConfigError(
-                f"concurrency {self.concurrency}, queue {self.queue}, grace_s {self.grace_s}: give 1, 0 and 0 or more"
-            )
+        for name, least in (("concurrency", 1), ("queue", 0), ("patience_s", 1), ("grace_s", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
 
     @property
     def request_bytes(self) -> int:

@@ -26,6 +26,7 @@ _WANTED = {
     "kserve.protocol.rest.server": ("RESTServer",),
     "grpc": ("aio",),
     "uvicorn": ("Config", "Server"),
+    "uvicorn.protocols.http.auto": ("AutoHTTPProtocol",),
 }
 
 

@@ -22,7 +22,7 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.wire import Offer
 from dsir_metric.serve.answer import Answerer
 from dsir_metric.serve.config import ServeConfig
-from dsir_metric.serve.gate import Gate, servicer
+from dsir_metric.serve.gate import Gate, patient, servicer
 from dsir_metric.serve.model import data_plane
 from dsir_metric.serve.parts import kserve_parts
 
@@ -107,6 +107,7 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
             access_log=False,
             lifespan="off",
             ws="none",
+            http=patient(kserve.AutoHTTPProtocol, config.patience_s),
             timeout_graceful_shutdown=config.grace_s,
         )
     )
