@@ -471,6 +471,8 @@ def test_stop_finishes_what_runs(protocol: str, local: Representer) -> None:
         (["--host", "203.0.113.7"], "cannot be had"),
         (["--model", "cheese"], "there is no model"),
         (["--max-voxels", "0"], "max_voxels is 0"),
+        (["--tls-cert", "a.pem"], "belong together"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "are no certificate and its key"),
     ],
 )
 def test_server_that_cannot_start(half_server: Server, options: list[str], message: str, tmp_path: Path) -> None:

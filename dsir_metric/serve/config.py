@@ -28,6 +28,8 @@ class ServeConfig:
         Address to listen on; by default this machine alone can connect.
     http_port, grpc_port : int
         0 for any that is free.
+    certificate, key : Path, optional
+        PEM files, the certificate with those that lead to its authority; then both protocols are encrypted.
     precision : {"fp16", "fp32"}
         Of the descriptors that are answered.
     max_voxels : int
@@ -56,6 +58,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
+    certificate: Path | None = None
+    key: Path | None = None
     precision: Precision = "fp16"
     max_voxels: int = 16_000_000
     concurrency: int = 1
@@ -75,6 +79,8 @@ class ServeConfig:
             raise ConfigError(
                 f"max_voxels is {self.max_voxels}; 1 to {_MOST_VOXELS} are possible: clients cut larger images up"
             )
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("a certificate and its key belong together; give both, or neither for no encryption")
         for name, least in (("concurrency", 1), ("queue", 0), ("patience_s", 1), ("grace_s", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
@@ -83,6 +89,11 @@ class ServeConfig:
     def request_bytes(self) -> int:
         """The longest request: its voxels and what surrounds them."""
         return 4 * self.max_voxels + (1 << 20)
+
+    @property
+    def secure(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.certificate is not None
 
     def authority(self, port: int) -> str:
         """Host and port as they stand in an address."""
