@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -76,15 +77,15 @@ class RemoteConfig:
         Raises
         ------
         ConfigError
-            If one is no number or out of range, or the token has characters that no header may have.
+            If one is no number or out of range, the token has characters that no header may have, or the authorities
+            cannot be read.
         """
         found = os.environ if environment is None else environment
         token = (found.get("DSIR_METRIC_TOKEN") or "").strip() or None
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigError("DSIR_METRIC_TOKEN has characters that a token cannot have; set it again")
         ca_file = found.get("DSIR_METRIC_CA_FILE") or None
-        if ca_file is not None and not os.path.isfile(ca_file):
-            raise ConfigError(f"DSIR_METRIC_CA_FILE: there is no file {ca_file!r}")
+        _check_authorities(ca_file)
         return cls(
             Access(_number(found, "DSIR_METRIC_TIMEOUT", 300.0, 0.001), token, ca_file),
             retries=int(_number(found, "DSIR_METRIC_RETRIES", 6, 0)),
@@ -255,6 +256,16 @@ def _understands_text(transport: Transport, request: dict[str, NDArray[Any]]) ->
         return bool(transport.infer(request, [CARD], binary=False)[CARD].size)
     except Failure:
         return False
+
+
+def _check_authorities(ca_file: str | None) -> None:
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"DSIR_METRIC_CA_FILE: {ca_file!r} cannot be read ({reason}); give a PEM file of certificates"
+        ) from error
 
 
 def _number(found: Mapping[str, str], name: str, default: float, least: float) -> float:
