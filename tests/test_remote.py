@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +23,7 @@ from dsir_metric_cli.main import app
 
 pytest.importorskip("tritonclient.http")
 pytest.importorskip("tritonclient.grpc")
-from servers import Last, Server, certificate, relayed, scan, whole_answers
+from servers import MAIN, Last, Server, certificate, relayed, scan, whole_answers
 
 from dsir_metric import io
 from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError, RemoteError
@@ -152,6 +156,45 @@ def test_slow_server(half_server: Server, settings: pytest.MonkeyPatch, protocol
         started = time.monotonic()
         assert "did not answer within 0.5 s" in refusal(address)
     assert time.monotonic() - started < 3  # it is not asked again: that would make it slower
+
+
+@pytest.mark.parametrize(("protocol", "connections", "code"), [("http", 3, 2), ("http", 3, 1), ("grpc", 1, 1)])
+def test_nobody_waits_for_tiles_that_are_of_no_use(
+    half_server: Server, tmp_path: Path, protocol: str, connections: int, code: int
+) -> None:
+    """No tile under way is answered; one breaks (2) or Ctrl-C comes (1): the command ends at once."""
+    asked, over = [], threading.Event()
+
+    def up(data: bytes, number: int) -> bytes | None:
+        if len(data) < 20_000:
+            return data
+        asked.append(number)
+        if code == 2 and len(asked) == connections:
+            return None
+        over.wait(60)
+        return None
+
+    io.write_image(scan((80, 40, 40)), tmp_path / "scan.nrrd")
+    with relayed(half_server, protocol, up=up) as (address, _):
+        arguments = ["represent", str(tmp_path / "scan.nrrd"), "-o", str(tmp_path / "dsir.npz"), "--model", address]
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, *arguments, "--tile", "16"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "DSIR_METRIC_RETRIES": "0"},
+        )
+        while len(asked) < connections and process.poll() is None:
+            time.sleep(0.01)
+        if code == 1:
+            process.send_signal(signal.SIGINT)
+        try:
+            _, told = process.communicate(timeout=15)
+        finally:
+            over.set()
+            process.kill()
+    assert process.returncode == code, told
+    assert told.count("\n") <= 2, told
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nrrd"]
 
 
 def test_answer_that_comes_in_drops(half_server: Server, settings: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -159,15 +159,10 @@ class RemoteNetwork:
         def fetch(tile: Tile) -> None:
             out[tile.core] = self._ask(lambda: self._infer(scaled, tile), halt)
 
-        with ThreadPoolExecutor(min(self._config.in_flight, len(pieces)), "dsir-metric-tile") as pool:
-            futures = [pool.submit(fetch, tile) for tile in pieces]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                halt.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-        for future in done:
-            future.result()
+        try:
+            _at_once(fetch, pieces, self._config.in_flight, halt)
+        finally:
+            halt.set()
 
     def _plan(self, shape: Shape) -> list[Tile]:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""
@@ -233,12 +228,41 @@ class RemoteNetwork:
             try:
                 return call()
             except Failure as failure:
-                if not failure.worth_retrying or attempt >= self._config.retries or halt.is_set():
+                delay = min(self._config.backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1)
+                hopeless = not failure.worth_retrying or attempt >= self._config.retries
+                if hopeless or halt.wait(delay):
                     times = f", {attempt + 1} times" if attempt else ""
                     raise RemoteError(f"{self._address.text}: {failure}{times}") from failure
-            delay = min(self._config.backoff_s * 2**attempt, _LONGEST_WAIT_S)
-            halt.wait(delay * random.uniform(0.5, 1))
             attempt += 1
+
+
+def _at_once(fetch: Callable[[Tile], None], pieces: Sequence[Tile], most: int, halt: threading.Event) -> None:
+    """Fetch every tile, `most` at the same time, until an error or `halt` ends it.
+
+    The threads are daemons: neither that error nor Ctrl-C has to wait for a server that does not answer.
+    """
+    waiting: SimpleQueue[Tile] = SimpleQueue()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    for tile in pieces:
+        waiting.put(tile)
+
+    def work() -> None:
+        try:
+            while not halt.is_set():
+                fetch(waiting.get_nowait())
+            ended.put(None)
+        except Empty:
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(most, len(pieces)))]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        error = ended.get()
+        if error is not None:
+            raise error
 
 
 def _request(image: NDArray[np.float32], crop: list[list[int]]) -> dict[str, NDArray[Any]]:
