@@ -1,6 +1,6 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
-from dsir_metric.io.atomic import atomic, prepare_folder, sweep, write_json
+from dsir_metric.io.atomic import atomic, locked, prepare_folder, sweep, write_json
 from dsir_metric.io.images import check_image, check_mask, read_grid, read_image, read_labels, read_mask, write_image
 from dsir_metric.io.registration import write_registration
 from dsir_metric.io.transforms import check_transform, read_transform, write_transform
@@ -10,6 +10,7 @@ __all__ = [
     "check_image",
     "check_mask",
     "check_transform",
+    "locked",
     "prepare_folder",
     "read_grid",
     "read_image",

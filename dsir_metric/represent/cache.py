@@ -7,8 +7,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,14 +19,9 @@ from numpy.typing import NDArray
 from dsir_metric import __version__
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
-from dsir_metric.io import atomic
+from dsir_metric.io import atomic, locked
 from dsir_metric.represent.intensity import IntensityRule
 from dsir_metric.represent.representation import Representation
-
-try:
-    import fcntl
-except ImportError:  # on Windows two processes may make the same entry; the second replaces the first
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Cache"]
 
@@ -96,7 +91,7 @@ class Cache:
         Representation
             Values rounded to half precision, as float32.
         """
-        with self._alone(key):
+        with self._locked(key[:2]):
             found = self._read(key, grid)
             if found is not None:
                 return found
@@ -161,20 +156,10 @@ class Cache:
             path.unlink(missing_ok=True)
             held -= freed
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Keep other processes from the entries whose keys begin like this one; the system frees it if we die."""
-        try:
+    def _locked(self, name: str) -> AbstractContextManager[bool]:
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / f"{key[:2]}.lock").open("wb")
-        except OSError:
-            yield
-            return
-        with lock:
-            if fcntl is not None:
-                with suppress(OSError):  # some network file systems have no locks
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return locked(self.folder / f"{name}.lock")
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_ENDING}"
