@@ -17,11 +17,13 @@ from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.pair import working_grids
 
-__all__ = ["COLUMNS", "Pair", "read_pairs"]
+__all__ = ["COLUMNS", "TABLE", "Pair", "read_pairs"]
 
 _FILES = tuple(f.name for f in fields(Job) if f.name != "output")
 COLUMNS = ("id", *_FILES)
+TABLE = "table.csv"  # beside the folders of the pairs
 _ID = re.compile(r"\w[\w.+-]*")
+_NO_ID = re.compile(r"^\W|[^\w.+-]")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def read_pairs(table: str | Path, output: str | Path, spacing_mm: float | None =
     ----------
     table : str or Path
         UTF-8; a header with `fixed`, `moving` and any others of `COLUMNS`, then a row a pair. Relative paths start at
-        the folder of the table; an empty cell is none. Without ids a pair is called `MOVING_to_FIXED`.
+        the folder of the table; an empty cell is none. Without ids a pair is called `MOVING_to_FIXED`, with _ in the
+        place of what no id may have.
     output : str or Path
         Each pair gets a folder in it.
     spacing_mm : float, optional
@@ -131,8 +134,8 @@ def _job(row: dict[str, str], start: Path, output: Path) -> Job:
     for name in ("fixed", "moving"):
         if name not in files:
             raise DataError(f"the cell {name} is empty; give the file of a scan")
-    name = row.get("id") or f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}"
-    if not _ID.fullmatch(name):
+    name = row.get("id") or _NO_ID.sub("_", f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}")
+    if not _ID.fullmatch(name) or name.casefold() == TABLE:
         raise ConfigError(f"the id {name!r} cannot name a folder; use letters, digits, and . _ + - after the first")
     return Job(output=output / name, **files)
 
