@@ -34,7 +34,7 @@ _ABANDONED_S = 3600.0  # nobody writes one file for so long: its writer is dead
 class Cache:
     """Representations in half precision, in a folder of limited size that several processes share.
 
-    An entry is a file: the SHA-256 of all that follows, a line of JSON (the provenance), and the values as
+    An entry is a file: the SHA-256 of its key and all that follows, a line of JSON (the provenance), and the values as
     little-endian float16. It appears whole or not at all. Where the size is exceeded, the entries that were longest not
     used go first. Descriptors are unit vectors, so half precision keeps them within 2.5e-4 a channel.
 
@@ -43,7 +43,7 @@ class Cache:
     folder : Path
         Made when it is needed; on a file system of all machines where several use it.
     most_bytes : int
-        Of all entries together, about: processes that write at the same moment do not see each other's entry.
+        Of all entries together; about, where the file system has no locks.
 
     Raises
     ------
@@ -104,27 +104,31 @@ class Cache:
         path = self._path(key)
         try:
             content = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
-        if hashlib.sha256(memoryview(content)[_DIGEST:]).hexdigest().encode() != content[:_DIGEST]:
+        digest = hashlib.sha256(key.encode())
+        digest.update(memoryview(content)[_DIGEST:])
+        if digest.hexdigest().encode() != content[:_DIGEST]:
             return None
+        with suppress(OSError):  # somebody else's cache may be read-only
+            os.utime(path)
         end = content.index(b"\n")
         halves = np.frombuffer(content, "<f2", offset=end + 1).reshape(*grid.shape, -1)
         return Representation(halves.astype(np.float32), grid, json.loads(content[_DIGEST:end]))
 
     def _write(self, key: str, values: NDArray[np.float16], made: Representation) -> None:
         head = json.dumps(dict(made.provenance)).encode() + b"\n"
-        digest = hashlib.sha256(head)
+        digest = hashlib.sha256(key.encode() + head)
         digest.update(values.data)
         size = _DIGEST + len(head) + values.nbytes
         if size > self.most_bytes:
             return
         try:
-            self._make_room(size)
-            with atomic(self._path(key)) as temporary, temporary.open("wb") as file:
-                file.write(digest.hexdigest().encode() + head)
-                file.write(values.data)
+            with self._locked("room"):
+                self._make_room(size)
+                with atomic(self._path(key)) as temporary, temporary.open("wb") as file:
+                    file.write(digest.hexdigest().encode() + head)
+                    file.write(values.data)
         except (OSError, DataError) as error:
             cause = error.__cause__ or error
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
