@@ -297,6 +297,16 @@ def test_workers_that_cannot_do_it_are_refused(tmp_path: Path) -> None:
             cluster._check_workers(workers, tmp_path)
 
 
+def test_workers_that_do_not_start_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(**_: object) -> None:  # what dask says when somebody kills them before they are there
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", dead)
+    result = CliRunner().invoke(app, ["register-batch", str(study), "-o", str(study.parent / "out"), *OPTIONS])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "did not start (Nanny failed to start.); run the same command again" in result.stderr
+
+
 def test_no_scheduler_is_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
     pairs = read_pairs(study, study.parent / "out", 9.0)

@@ -83,6 +83,19 @@ def test_equal_to_the_local_one(half_server: Server, single_server: Server, loca
 
 
 @BOTH
+def test_many_volumes_leave_no_file_open(half_server: Server, protocol: str) -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("no /proc")
+    representer, image = Representer(getattr(half_server, protocol)), scan((12, 10, 9))
+    representer(image)
+    before = len(list(folder.iterdir()))
+    for _ in range(8):
+        representer(image)
+    assert len(list(folder.iterdir())) < before + 6
+
+
+@BOTH
 def test_a_slice(single_server: Server, local: Representer, protocol: str) -> None:
     """A 2-D image: many slices go there, one comes back."""
     image = scan((31, 26, 2))[:, :, 0]

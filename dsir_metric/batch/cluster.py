@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -92,18 +92,22 @@ def _local(count: int, config: RegisterConfig) -> Iterator[Cluster]:
     settings["distributed.worker.profile.enabled"] = False
     settings["distributed.nanny.environ"] = {"NUMBA_NUM_THREADS": str(threads)}  # the others this process gets as well
     told = f"{count} workers of {threads} threads" if count > 1 else f"1 worker of {threads} threads"
-    with (
-        dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=MEMORY_LIMIT // count,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}), ExitStack() as stack:
+        try:
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=MEMORY_LIMIT // count,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        except (OSError, RuntimeError) as error:
+            raise RegistrationError(
+                f"the workers of this machine did not start ({error}); run the same command again, with "
+                "fewer --workers if memory is short"
+            ) from error
         yield Cluster(client, threads, told)
 
 

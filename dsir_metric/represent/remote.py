@@ -160,7 +160,7 @@ class RemoteNetwork:
             out[tile.core] = self._ask(lambda: self._infer(scaled, tile), halt)
 
         try:
-            _at_once(fetch, pieces, self._config.in_flight, halt)
+            _at_once(fetch, pieces, self._config.in_flight, halt, self._transport.leave)
         finally:
             halt.set()
 
@@ -236,8 +236,14 @@ class RemoteNetwork:
             attempt += 1
 
 
-def _at_once(fetch: Callable[[Tile], None], pieces: Sequence[Tile], most: int, halt: threading.Event) -> None:
-    """Fetch every tile, `most` at the same time, until an error or `halt` ends it.
+def _at_once(
+    fetch: Callable[[Tile], None],
+    pieces: Sequence[Tile],
+    most: int,
+    halt: threading.Event,
+    leave: Callable[[], None],
+) -> None:
+    """Fetch every tile, `most` at the same time, until an error or `halt` ends it; a thread ends with `leave`.
 
     The threads are daemons: neither that error nor Ctrl-C has to wait for a server that does not answer.
     """
@@ -247,14 +253,18 @@ def _at_once(fetch: Callable[[Tile], None], pieces: Sequence[Tile], most: int, h
         waiting.put(tile)
 
     def work() -> None:
+        failed = None
         try:
             while not halt.is_set():
                 fetch(waiting.get_nowait())
-            ended.put(None)
         except Empty:
-            ended.put(None)
+            pass
         except BaseException as error:
-            ended.put(error)
+            failed = error
+        try:
+            leave()
+        finally:
+            ended.put(failed)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(most, len(pieces)))]
     for thread in threads:

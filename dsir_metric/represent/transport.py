@@ -154,6 +154,9 @@ class Transport(Protocol):
     def infer(self, inputs: Arrays, outputs: Sequence[str], binary: bool = True) -> Arrays:
         """One request. `binary`: as bytes rather than as text, where the protocol has both."""
 
+    def leave(self) -> None:
+        """Let go of what the calling thread holds; it is about to end."""
+
 
 def open_transport(address: Address, access: Access) -> Transport:
     """What talks to `address`.
@@ -201,6 +204,10 @@ class Http:
             if binary and any(entry is not None and "data" in entry for entry in came.values()):
                 raise Failure("answers in text where bytes were asked for; " + _USE_GRPC)
             return _arrays(answer, outputs)
+
+    def leave(self) -> None:
+        """Free the event loop that gevent keeps for each thread, with its two open files."""
+        _module("gevent").get_hub().destroy(destroy_loop=True)
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
@@ -265,6 +272,9 @@ class Grpc:
                 client_timeout=self._access.timeout_s,
             )
             return _arrays(answer, outputs)
+
+    def leave(self) -> None:
+        """Nothing is kept for a thread."""
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
