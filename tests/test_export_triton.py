@@ -181,7 +181,8 @@ print(json.dumps(given))
     given = json.loads(answer.stdout.splitlines()[-1])
     assert (given["apiVersion"], given["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     assert given["metadata"]["name"] == "liver-mr"
-    assert given["spec"]["predictor"]["model"]["resources"]["limits"]["memory"] == "9Gi"
+    resources = given["spec"]["predictor"]["model"]["resources"]
+    assert resources["limits"] == resources["requests"] == {"cpu": "2", "memory": "9Gi"}
 
 
 def test_a_version_joins_those_that_are_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import click
@@ -44,6 +45,7 @@ def command(**given: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("kserve", "uvicorn.error"):  # a traceback for every bad request is too much
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="ORJSONResponse")  # kserve's affair
     config = ServeConfig(**{name: value for name, value in given.items() if value is not None})
     serve(config, lambda endpoints: _announce(endpoints, config))
 

@@ -209,6 +209,7 @@ spec:
         requests:
           cpu: "2"
           memory: {gibibytes}Gi
-        limits:
+        limits: # both: the runtime's own are one core and 2Gi
+          cpu: "2"
           memory: {gibibytes}Gi
 """
