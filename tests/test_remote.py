@@ -283,6 +283,16 @@ def test_answers_that_are_wrong(
     assert re.search(message, text), text
 
 
+def test_a_server_that_repeats_the_token(half_server: Server, settings: pytest.MonkeyPatch) -> None:
+    body = b'{"error":"who is Bearer s3cret?"}'
+    answer = b"HTTP/1.1 401 Nope\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    settings.setenv("DSIR_METRIC_TOKEN", "s3cret")
+    with relayed(half_server, down=whole_answers(lambda _: answer)) as (address, _):
+        text = refusal(address)
+    assert "wants another token" in text
+    assert "who is Bearer (the token)?" in text
+
+
 def test_half_an_answer_is_asked_for_again(half_server: Server, local: Representer) -> None:
     """An answer that is cut off once costs a repetition, no more."""
     cut = []

@@ -232,7 +232,8 @@ class RemoteNetwork:
                 hopeless = not failure.worth_retrying or attempt >= self._config.retries
                 if hopeless or halt.wait(delay):
                     times = f", {attempt + 1} times" if attempt else ""
-                    raise RemoteError(f"{self._address.text}: {failure}{times}") from failure
+                    reason = self._config.access.without_token(f"{failure}{times}")
+                    raise RemoteError(f"{self._address.text}: {reason}") from failure
             attempt += 1
 
 

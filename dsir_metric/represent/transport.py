@@ -144,6 +144,10 @@ class Access:
         """What goes along with every request."""
         return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
+    def without_token(self, text: str) -> str:
+        """What a server has to say, which may repeat what it was sent."""
+        return text if self.token is None else text.replace(self.token, "(the token)")
+
 
 class Transport(Protocol):
     """One protocol to one model. Every method raises `Failure`."""
