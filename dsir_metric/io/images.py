@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
-from dsir_metric.io.nifti import check_nifti
+from dsir_metric.io.nifti import check_nifti, is_whole
 
 __all__ = ["check_image", "check_mask", "read_grid", "read_image", "read_labels", "read_mask", "write_image"]
 
@@ -151,10 +152,13 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
     Raises
     ------
     DataError
-        If the folder refuses the file or no format fits the ending.
+        If the folder or a full disk refuses the file, or no format fits the ending.
     """
     with atomic(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+        size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+        if temporary.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(temporary, size):
+            raise OSError(errno.ENOSPC, "not all of it was written; is the disk full?")
 
 
 def _present(path: Path) -> Path:
