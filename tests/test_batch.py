@@ -81,6 +81,7 @@ BAD: dict[str, tuple[list[dict[str, str]], str]] = {
     "unknown column": ([{"movin_mask": "x"}], "row 1: the column 'movin_mask' is unknown; did you mean moving_mask?"),
     "same id": ([{"id": "a"}, {"id": "b"}, {"id": "A"}], "row 4: the id 'A' is that of row 2"),
     "same scans": ([{}, {}], "row 3: the id 'm0_to_fixed' is that of row 2"),
+    "long id": ([{"id": "ä" * 101}], "row 2: the id 'ä+' cannot name a folder"),
     "id of the table": ([{"id": "Table.csv"}], "row 2: the id 'Table.csv' cannot name a folder"),
     "id that is a path": ([{"id": "../a"}], "row 2: the id '../a' cannot name a folder"),
     "no header of an image": ([{"moving": "pairs.csv"}], "row 2: .*pairs.csv: is no image"),
@@ -123,6 +124,8 @@ def test_rows_become_jobs(study: Path) -> None:
     (study.parent / "m0.nii.gz").rename(study.parent / "Größe 1, (b).nii.gz")
     study.write_text('fixed,moving\r\n"fixed.nii.gz","Größe 1, (b).nii.gz"\r\n', encoding="utf-8")
     assert [p.id for p in read_pairs(study, study.parent / "out", 9.0)] == ["Größe_1___b__to_fixed"]
+    study.write_text("\ufefffixed;moving\nfixed.nii.gz;m1.nii.gz\n", encoding="utf-8")
+    assert [p.id for p in read_pairs(study, study.parent / "out", 9.0)] == ["m1_to_fixed"]
     study.write_text("fixed,moving\na,b,c\n")
     with pytest.raises(DsirError, match="row 2: has 3 cells, the header has 2"):
         read_pairs(study, "out")
