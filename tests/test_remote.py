@@ -184,7 +184,7 @@ def test_nobody_waits_for_tiles_that_are_of_no_use(
         asked.append(number)
         if code == 2 and len(asked) == connections:
             return None
-        over.wait(60)
+        over.wait(120)
         return None
 
     io.write_image(scan((80, 40, 40)), tmp_path / "scan.nrrd")
@@ -201,7 +201,7 @@ def test_nobody_waits_for_tiles_that_are_of_no_use(
         if code == 1:
             process.send_signal(signal.SIGINT)
         try:
-            _, told = process.communicate(timeout=15)
+            _, told = process.communicate(timeout=60)
         finally:
             over.set()
             process.kill()
