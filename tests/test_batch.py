@@ -377,7 +377,7 @@ def test_workers_and_the_whole_command_are_killed(study: Path, start: Callable[.
     workers = [p for p in psutil.Process(second.pid).children() if "spawn_main" in " ".join(p.cmdline())]
     assert len(workers) == 1
     workers[0].kill()
-    _, told = second.communicate(timeout=120)
+    _, told = second.communicate(timeout=300)
     assert second.returncode == 0, told
     assert "Traceback" not in told
     found = states(out)
@@ -397,7 +397,7 @@ def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Po
     first = start("-c", MAIN, "register-batch", study, "-o", out, *OPTIONS, "--scheduler", address)
     until(amid(out, 1), first)
     scheduler.kill()
-    _, told = first.communicate(timeout=120)
+    _, told = first.communicate(timeout=300)
     worker.kill()
     assert first.returncode == 1, told
     assert "Traceback" not in told
