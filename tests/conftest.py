@@ -56,8 +56,8 @@ def model_file(network: MasrNet, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def half_server() -> Iterator[Server]:
-    """`dsir-metric serve` with its defaults: answers in half precision."""
-    yield from _server()
+    """`dsir-metric serve` with its defaults, but for its patience: answers in half precision."""
+    yield from _server("--patience", 2)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,15 +21,20 @@ from click.testing import CliRunner
 from dsir_metric_cli.main import app
 
 from dsir_metric import io
-from dsir_metric.batch import run as run_module
-from dsir_metric.batch.outcome import Outcome
+from dsir_metric.batch import cluster
+from dsir_metric.batch.cluster import memory_of, pairs_at_once
+from dsir_metric.batch.job import Job, Scans
+from dsir_metric.batch.outcome import Outcome, write_table
 from dsir_metric.batch.pairs import Pair, read_pairs
-from dsir_metric.batch.run import memory_of, pairs_at_once, run_batch
+from dsir_metric.batch.run import _outcome, run_batch
 from dsir_metric.batch.work import Work
 from dsir_metric.errors import ConfigError, DsirError, MissingDependencyError, RegistrationError
 from dsir_metric.phantom import PhantomPair
 from dsir_metric.register import RegisterConfig, register
+from dsir_metric.register.config import LapirnConfig
+from dsir_metric.register.lapirn import network_path
 from dsir_metric.represent import Cache
+from dsir_metric.represent.zoo import model_path
 
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("distributed")
@@ -75,6 +81,8 @@ BAD: dict[str, tuple[list[dict[str, str]], str]] = {
     "unknown column": ([{"movin_mask": "x"}], "row 1: the column 'movin_mask' is unknown; did you mean moving_mask?"),
     "same id": ([{"id": "a"}, {"id": "b"}, {"id": "A"}], "row 4: the id 'A' is that of row 2"),
     "same scans": ([{}, {}], "row 3: the id 'm0_to_fixed' is that of row 2"),
+    "long id": ([{"id": "ä" * 101}], "row 2: the id 'ä+' cannot name a folder"),
+    "id of the table": ([{"id": "Table.csv"}], "row 2: the id 'Table.csv' cannot name a folder"),
     "id that is a path": ([{"id": "../a"}], "row 2: the id '../a' cannot name a folder"),
     "no header of an image": ([{"moving": "pairs.csv"}], "row 2: .*pairs.csv: is no image"),
     "no fixed": ([{"fixed": ""}], "row 2: the cell fixed is empty"),
@@ -113,6 +121,11 @@ def test_rows_become_jobs(study: Path) -> None:
     assert first.job.moving_mask is None
     assert second.job.moving_mask == study.parent / "fixed_labels.nii.gz"
     assert (first.voxels, first.working_voxels) == (2 * 40**3, 2 * 20**3)
+    (study.parent / "m0.nii.gz").rename(study.parent / "Größe 1, (b).nii.gz")
+    study.write_text('fixed,moving\r\n"fixed.nii.gz","Größe 1, (b).nii.gz"\r\n', encoding="utf-8")
+    assert [p.id for p in read_pairs(study, study.parent / "out", 9.0)] == ["Größe_1___b__to_fixed"]
+    study.write_text("\ufefffixed;moving\nfixed.nii.gz;m1.nii.gz\n", encoding="utf-8")
+    assert [p.id for p in read_pairs(study, study.parent / "out", 9.0)] == ["m1_to_fixed"]
     study.write_text("fixed,moving\na,b,c\n")
     with pytest.raises(DsirError, match="row 2: has 3 cells, the header has 2"):
         read_pairs(study, "out")
@@ -120,7 +133,7 @@ def test_rows_become_jobs(study: Path) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
-    return Work(QUICK, "hash", Cache(tmp_path / "cache"))
+    return Work.of(QUICK, Cache(tmp_path / "cache"))
 
 
 def test_a_pair_is_what_register_makes_of_it(study: Path, work: Work, pair: PhantomPair) -> None:
@@ -150,12 +163,77 @@ def test_what_is_done_is_kept_until_inputs_or_settings_change(study: Path, work:
         assert work(job).state == "done", name
         assert (job.output / name).stat().st_size > len(content) / 2
     assert replace(work, config=replace(QUICK, seed=1))(job).state == "done"
-    assert replace(work, config=replace(QUICK, seed=1), model_hash="other")(job).state == "done"
+    other = replace(work, config=replace(QUICK, seed=1), model_hash="other")
+    assert other.kept(job) is None
+    assert "the models here are not those that the study began with" in other(job).error
     io.write_image(sitk.ReadImage(str(job.moving)) + 1.0, job.moving)
     assert work(job).state == "done"
     bare = replace(job, fixed_labels=None, moving_labels=None)
     assert work(bare).state == "done"
     assert {p.name for p in job.output.iterdir()} == FILES
+
+
+def test_what_is_recorded_are_the_files_that_were_read(study: Path, work: Work) -> None:
+    """A scan that changes while it is registered is done again."""
+
+    job = read_pairs(study, study.parent / "out", 9.0)[0].job
+
+    class Changing(Job):
+        def read(self) -> Scans:
+            scans = super().read()
+            io.write_image(scans.moving + 1.0, self.moving)
+            return scans
+
+    assert work(Changing(**vars(job))).state == "done"
+    assert work(job).state == "done"
+    assert work(job).state == "kept"
+
+
+def test_another_registration_network_behind_the_same_path(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "network.onnx"
+    shutil.copy(network_path("lapirn"), file)
+    config = replace(QUICK, backend="lapirn", lapirn=LapirnConfig("network.onnx"))
+    first = Work.of(config)
+    assert first.config.lapirn.model == str(file)  # a worker may run in another folder
+    assert Work.of(config).settings_hash == first.settings_hash
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert Work.of(config).settings_hash != first.settings_hash
+    job = read_pairs(study, study.parent / "out", 9.0)[0].job
+    assert "the models here are not those that the study began with" in first(job).error
+    assert Work.of(QUICK).config == QUICK
+    assert Work.of(replace(QUICK, model=str(model_path("default")))).settings_hash != Work.of(QUICK).settings_hash
+
+
+def test_two_commands_in_one_folder(study: Path) -> None:
+    out = study.parent / "out"
+    out.mkdir()
+    with io.locked(out / ".lock", wait=False) as had:
+        assert had
+        result = CliRunner().invoke(app, ["register-batch", str(study), "-o", str(out), *OPTIONS])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "another register-batch is at work there" in result.stderr
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_worker_is_lost_and_its_scan_too(study: Path, work: Work) -> None:
+    pair = read_pairs(study, study.parent / "out", 9.0)[0]
+
+    class Lost:
+        status = "lost"
+
+        def result(self) -> None:
+            raise OSError("gone")
+
+        def cancelled(self) -> bool:
+            return False
+
+    assert work(pair.job).state == "done"
+    assert _outcome(Lost(), pair, work).state == "kept"  # type: ignore[arg-type]
+    pair.job.moving.unlink()
+    assert "the scheduler was lost" in _outcome(Lost(), pair, work).error  # type: ignore[arg-type]
 
 
 def test_a_pair_that_fails_says_why(study: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +266,7 @@ def test_pairs_at_once_fit_cores_and_memory(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_table_holds_every_outcome(tmp_path: Path) -> None:
     done = Outcome("a", "done", 1.23456, 0.9, 0.0, undone=("rigid", "affine"), notes=("not here",))
-    run_module.write_table([done, Outcome("b", "failed", error="no, not")], tmp_path / "table.csv")
+    write_table([done, Outcome("b", "failed", error="no, not")], tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["seconds"], first["undone"], first["dice_after"]) == ("1.235", "rigid; affine", "")
@@ -211,7 +289,7 @@ class Workers:
 
 
 def test_workers_that_cannot_do_it_are_refused(tmp_path: Path) -> None:
-    run_module._check_workers(Workers(), tmp_path)
+    cluster._check_workers(Workers(), tmp_path)
     for workers, error, message in (
         (Workers(ModuleNotFoundError("x")), MissingDependencyError, "worker tcp://w:1 has no dsir-metric"),
         (Workers("0.0.1"), MissingDependencyError, "has dsir-metric 0.0.1, .* is needed"),
@@ -219,11 +297,21 @@ def test_workers_that_cannot_do_it_are_refused(tmp_path: Path) -> None:
         (Workers(seen=False), ConfigError, "does not see"),
     ):
         with pytest.raises(error, match=message):
-            run_module._check_workers(workers, tmp_path)
+            cluster._check_workers(workers, tmp_path)
+
+
+def test_workers_that_do_not_start_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(**_: object) -> None:  # what dask says when somebody kills them before they are there
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", dead)
+    result = CliRunner().invoke(app, ["register-batch", str(study), "-o", str(study.parent / "out"), *OPTIONS])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "did not start (Nanny failed to start.); run the same command again" in result.stderr
 
 
 def test_no_scheduler_is_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
     pairs = read_pairs(study, study.parent / "out", 9.0)
     with pytest.raises(RegistrationError, match=r"no dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
         run_batch(pairs, study.parent / "out", QUICK, scheduler="tcp://127.0.0.1:1")
@@ -283,17 +371,19 @@ def test_workers_and_the_whole_command_are_killed(study: Path, start: Callable[.
     assert set(states(out)) == {f"m{k}_to_fixed" for k in range(4)}
 
     (out / "m0_to_fixed" / ".0123abcd-moved.nii.gz").touch()
+    (out / ".0123abcd-table.csv").touch()
     second = start(*command)
     until(amid(out, 2), second)
     workers = [p for p in psutil.Process(second.pid).children() if "spawn_main" in " ".join(p.cmdline())]
     assert len(workers) == 1
     workers[0].kill()
-    _, told = second.communicate(timeout=120)
+    _, told = second.communicate(timeout=300)
     assert second.returncode == 0, told
     assert "Traceback" not in told
     found = states(out)
     assert found["m0_to_fixed"] == "kept"
     assert set(found.values()) == {"kept", "done"}
+    assert not list(out.glob("*-table.csv"))
     alone(out)
 
 
@@ -307,7 +397,7 @@ def test_the_scheduler_is_killed(study: Path, start: Callable[..., subprocess.Po
     first = start("-c", MAIN, "register-batch", study, "-o", out, *OPTIONS, "--scheduler", address)
     until(amid(out, 1), first)
     scheduler.kill()
-    _, told = first.communicate(timeout=120)
+    _, told = first.communicate(timeout=300)
     worker.kill()
     assert first.returncode == 1, told
     assert "Traceback" not in told

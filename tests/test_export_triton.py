@@ -181,16 +181,31 @@ print(json.dumps(given))
     given = json.loads(answer.stdout.splitlines()[-1])
     assert (given["apiVersion"], given["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     assert given["metadata"]["name"] == "liver-mr"
-    assert given["spec"]["predictor"]["model"]["resources"]["limits"]["memory"] == "9Gi"
+    resources = given["spec"]["predictor"]["model"]["resources"]
+    assert resources["limits"] == resources["requests"] == {"cpu": "2", "memory": "9Gi"}
 
 
 def test_a_version_joins_those_that_are_there(tmp_path: Path) -> None:
     export_triton(tmp_path, MODEL)
     first = (tmp_path / "masrnet" / "1" / "model.onnx").read_bytes()
-    export_triton(tmp_path, MODEL, Deployment(version=2, precision="fp32"))
+    export_triton(tmp_path, MODEL, Deployment(version=2, max_voxels=1_000_000_000))  # a longer card
     assert (tmp_path / "masrnet" / "1" / "model.onnx").read_bytes() == first
     assert (tmp_path / "masrnet" / "2" / "model.onnx").is_file()
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_versions_that_are_served_have_one_configuration(tmp_path: Path) -> None:
+    """Triton would refuse to load the older one."""
+    export_triton(tmp_path, MODEL)
+    before = (tmp_path / "masrnet" / "config.pbtxt").read_bytes()
+    with pytest.raises(ConfigError, match=r"1.model.onnx: gives descriptors FLOAT16 .* new version descriptors FLOAT "):
+        export_triton(tmp_path, MODEL, Deployment(version=2, precision="fp32"))
+    assert (tmp_path / "masrnet" / "config.pbtxt").read_bytes() == before
+    assert not (tmp_path / "masrnet" / "2").exists()
+    export_triton(tmp_path, MODEL, Deployment(version=2))
+    with pytest.raises(ConfigError, match=r"2.model.onnx: gives"):
+        export_triton(tmp_path, MODEL, Deployment(version=3, precision="fp32"))
+    export_triton(tmp_path, MODEL, Deployment("other", precision="fp32"))
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,26 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("most_bytes", [0, 3, 20_000])
+def test_a_full_disk_leaves_the_old_image(tmp_path: Path, ending: str, most_bytes: int) -> None:
+    """ITK's writer of NIfTI says nothing when it cannot go on."""
+    resource = pytest.importorskip("resource")
+    image = sitk.GetImageFromArray(np.random.default_rng(0).random((30, 31, 32), np.float32))
+    path = tmp_path / f"image{ending}"
+    io.write_image(image, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        with pytest.raises(DataError, match="cannot be written"):
+            io.write_image(image + 1.0, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_writer_without_a_format_is_one_line(tmp_path: Path, volume: sitk.Image) -> None:
     with pytest.raises(DataError, match=r"scan\.xyz: cannot be written") as caught:
         io.write_image(volume, tmp_path / "scan.xyz")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +23,7 @@ from dsir_metric_cli.main import app
 
 pytest.importorskip("tritonclient.http")
 pytest.importorskip("tritonclient.grpc")
-from servers import Last, Server, certificate, relayed, scan, whole_answers
+from servers import MAIN, Last, Server, certificate, relayed, scan, whole_answers
 
 from dsir_metric import io
 from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError, RemoteError
@@ -76,6 +80,19 @@ def test_equal_to_the_local_one(half_server: Server, single_server: Server, loca
         assert came.grid == expected.grid
         assert representer.card == local.card == load_card(address)
         assert came.provenance == {**expected.provenance, "provider": f"{address}, {precision}"}
+
+
+@BOTH
+def test_many_volumes_leave_no_file_open(half_server: Server, protocol: str) -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("no /proc")
+    representer, image = Representer(getattr(half_server, protocol)), scan((12, 10, 9))
+    representer(image)
+    before = len(list(folder.iterdir()))
+    for _ in range(8):
+        representer(image)
+    assert len(list(folder.iterdir())) < before + 6
 
 
 @BOTH
@@ -154,6 +171,45 @@ def test_slow_server(half_server: Server, settings: pytest.MonkeyPatch, protocol
     assert time.monotonic() - started < 3  # it is not asked again: that would make it slower
 
 
+@pytest.mark.parametrize(("protocol", "connections", "code"), [("http", 3, 2), ("http", 3, 1), ("grpc", 1, 1)])
+def test_nobody_waits_for_tiles_that_are_of_no_use(
+    half_server: Server, tmp_path: Path, protocol: str, connections: int, code: int
+) -> None:
+    """No tile under way is answered; one breaks (2) or Ctrl-C comes (1): the command ends at once."""
+    asked, over = [], threading.Event()
+
+    def up(data: bytes, number: int) -> bytes | None:
+        if len(data) < 20_000:
+            return data
+        asked.append(number)
+        if code == 2 and len(asked) == connections:
+            return None
+        over.wait(120)
+        return None
+
+    io.write_image(scan((80, 40, 40)), tmp_path / "scan.nrrd")
+    with relayed(half_server, protocol, up=up) as (address, _):
+        arguments = ["represent", str(tmp_path / "scan.nrrd"), "-o", str(tmp_path / "dsir.npz"), "--model", address]
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, *arguments, "--tile", "16"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "DSIR_METRIC_RETRIES": "0"},
+        )
+        while len(asked) < connections and process.poll() is None:
+            time.sleep(0.01)
+        if code == 1:
+            process.send_signal(signal.SIGINT)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            over.set()
+            process.kill()
+    assert process.returncode == code, told
+    assert told.count("\n") <= 2, told
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nrrd"]
+
+
 def test_answer_that_comes_in_drops(half_server: Server, settings: pytest.MonkeyPatch) -> None:
     settings.setenv("DSIR_METRIC_TIMEOUT", "0.6")
     with relayed(half_server, drip_s=0.05) as (address, _):
@@ -227,6 +283,16 @@ def test_answers_that_are_wrong(
     assert re.search(message, text), text
 
 
+def test_a_server_that_repeats_the_token(half_server: Server, settings: pytest.MonkeyPatch) -> None:
+    body = b'{"error":"who is Bearer s3cret?"}'
+    answer = b"HTTP/1.1 401 Nope\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    settings.setenv("DSIR_METRIC_TOKEN", "s3cret")
+    with relayed(half_server, down=whole_answers(lambda _: answer)) as (address, _):
+        text = refusal(address)
+    assert "wants another token" in text
+    assert "who is Bearer (the token)?" in text
+
+
 def test_half_an_answer_is_asked_for_again(half_server: Server, local: Representer) -> None:
     """An answer that is cut off once costs a repetition, no more."""
     cut = []
@@ -272,7 +338,6 @@ def test_tls_with_an_authority_of_ones_own(
 ) -> None:
     pytest.importorskip("cryptography")
     context, authority = certificate(tmp_path)
-    settings.setenv("DSIR_METRIC_RETRIES", "0")
     seen = []
 
     def up(data: bytes, number: int) -> bytes:
@@ -282,7 +347,8 @@ def test_tls_with_an_authority_of_ones_own(
     with relayed(half_server, protocol, tls=context, up=up) as (address, _):
         secure = address.replace("://127.0.0.1", "s://localhost")
         text = refusal(secure)
-        assert "no TLS connection" in text if protocol == "http" else "cannot be reached" in text
+        assert re.search("no TLS connection .*set DSIR_METRIC_CA_FILE", text)
+        assert not text.endswith("times")  # another try would not help
         assert not seen
         settings.setenv("DSIR_METRIC_CA_FILE", str(authority))
         settings.setenv("DSIR_METRIC_TOKEN", "s3cret")
@@ -294,6 +360,37 @@ def test_tls_with_an_authority_of_ones_own(
         assert all(b"authorization: bearer s3cret" in data.lower() for data in heads)
     else:
         assert len(b"".join(seen)) > 4 * 12 * 10 * 9
+
+
+def test_a_server_with_a_certificate(
+    half_server: Server, local: Representer, settings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`serve --tls-cert` is met by our own client, over both protocols, and by none that does not trust it."""
+    pytest.importorskip("cryptography")
+    _, authority = certificate(tmp_path)
+    server = Server("--tls-cert", authority, "--tls-key", tmp_path / "private.pem")
+    image = scan((12, 10, 9))
+    try:
+        for address in (server.http, server.grpc):
+            assert address.startswith(("https://", "grpcs://"))
+            settings.delenv("DSIR_METRIC_CA_FILE", raising=False)
+            assert "DSIR_METRIC_CA_FILE" in refusal(address)
+            settings.setenv("DSIR_METRIC_CA_FILE", str(authority))
+            assert np.abs(Representer(address)(image).values - local(image).values).max() <= HALF
+            settings.setenv("DSIR_METRIC_RETRIES", "0")
+            assert refusal(address.replace("s://", "://", 1))  # nothing is answered without encryption
+    finally:
+        assert server.stop() == 0
+
+
+@BOTH
+def test_a_proxy_is_not_asked_about_this_machine(
+    half_server: Server, settings: pytest.MonkeyPatch, protocol: str
+) -> None:
+    settings.setenv("DSIR_METRIC_RETRIES", "0")
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        settings.setenv(name, "http://127.0.0.1:9")
+    assert Representer(getattr(half_server, protocol)).card
 
 
 def test_what_goes_along_with_grpc_requests(settings: pytest.MonkeyPatch) -> None:
@@ -350,7 +447,8 @@ def test_token_stays_here_without_encryption(settings: pytest.MonkeyPatch, addre
         ("RETRIES", "-1", "RETRIES is '-1'"),
         ("IN_FLIGHT", "0", "IN_FLIGHT is '0'; give a number, 1 or more"),
         ("IN_FLIGHT", "inf", "IN_FLIGHT"),
-        ("CA_FILE", "/nowhere.pem", "there is no file '/nowhere.pem'"),
+        ("CA_FILE", "/nowhere.pem", "'/nowhere.pem' cannot be read .No such file"),
+        ("CA_FILE", __file__, "cannot be read .*give a PEM file"),
         ("TOKEN", "a\nb", "characters that a token cannot have"),
     ],
 )

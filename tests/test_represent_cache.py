@@ -1,8 +1,11 @@
 """Representations on disk: found again, bounded, mended, and never in the way."""
 
 import resource
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
@@ -71,6 +74,56 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage) -> None:
     assert np.array_equal(cache.get("ab", GRID, make).values, whole.values)
     assert make.times == 2
     assert path.read_bytes() == content
+
+
+def test_an_entry_under_the_name_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    cache, make, other = Cache(tmp_path), Maker(), Maker()
+    cache.get("ab", GRID, make)
+    other.values = -make.values
+    (tmp_path / "cd.dsir").write_bytes((tmp_path / "ab.dsir").read_bytes())
+    assert np.array_equal(cache.get("cd", GRID, other).values, -cache.get("ab", GRID, make).values)
+    assert (make.times, other.times) == (1, 1)
+
+
+def test_a_cache_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, make = Cache(tmp_path), Maker()
+    cache.get("ab", GRID, make)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", refuse)
+    cache.get("ab", GRID, make)
+    assert make.times == 1
+
+
+CROWD = """
+import sys, numpy as np
+from pathlib import Path
+from dsir_metric.geometry import Grid
+from dsir_metric.represent import Cache, Representation
+first, folder, most = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+grid = Grid((32, 32, 32))
+made = Representation(np.full((32, 32, 32, 24), 0.2, np.float32), grid, {})
+for k in range(12):
+    Cache(folder, most).get(f"{first}{k:02}", grid, lambda: made)
+"""
+
+
+def test_the_bound_holds_when_several_write(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    most = 3 * (32**3 * 24 * 2 + 200)
+    crowd = [subprocess.Popen([sys.executable, "-c", CROWD, str(k), str(tmp_path), str(most)]) for k in range(3)]
+    largest = 0
+    while any(process.poll() is None for process in crowd):
+        sizes = []
+        for path in list(tmp_path.glob("*.dsir")):
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        largest = max(largest, sum(sizes))
+    assert [process.returncode for process in crowd] == [0, 0, 0]
+    assert 0 < largest <= most
+    assert len(entries(Cache(tmp_path))) == 3
 
 
 def test_the_longest_unused_go_first(tmp_path: Path) -> None:

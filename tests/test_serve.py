@@ -128,6 +128,35 @@ def test_turnstile() -> None:
     assert most == 2
 
 
+def test_turnstile_keeps_the_place_of_a_call_that_nobody_waits_for() -> None:
+    """Clients that give up must not let more calls in than there is memory for; one that waits need not run."""
+    begun: list[int] = []
+    release = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        release.wait(10)
+        return number
+
+    async def crowd() -> int:
+        turnstile = Turnstile(1, 1)
+        for number in range(2):
+            task = asyncio.create_task(turnstile.run(lambda number=number: work(number)))
+            while not begun:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.sleep(0.05)
+        last = asyncio.create_task(turnstile.run(lambda: work(2)))
+        await asyncio.sleep(0.1)
+        assert begun == [0]
+        release.set()
+        return await last
+
+    assert asyncio.run(crowd()) == 2
+    assert begun == [0, 2]
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -139,6 +168,7 @@ def test_turnstile() -> None:
         {"max_voxels": 10**8},
         {"concurrency": 0},
         {"queue": -1},
+        {"patience_s": 0},
         {"grace_s": -1},
     ],
 )
@@ -229,6 +259,14 @@ TEXT = {
 }
 INFER = "/v2/models/masrnet/infer"
 JSON = {"content-type": "application/json"}
+BYTES: dict[str, str] = {}  # a binary request, all of which is JSON
+
+
+def with_input(place: int, **other: Any) -> bytes:
+    """A request as text, one of whose inputs is another."""
+    inputs = [dict(entry) for entry in TEXT["inputs"]]
+    inputs[place] |= other
+    return json.dumps({**TEXT, "inputs": inputs}).encode()
 
 
 def test_text_is_understood(single_server: Server, local: Representer) -> None:
@@ -254,6 +292,12 @@ def test_text_is_understood(single_server: Server, local: Representer) -> None:
         (INFER, b"{}" + b"x" * 50, {"inference-header-content-length": "2"}, (400,)),
         (INFER, b'{"inputs": []}' + b"x", {"inference-header-content-length": "14"}, (400,)),
         (INFER, b'{"inputs": []}', {"inference-header-content-length": "ten"}, (400,)),
+        (INFER, with_input(0, name=[1]), BYTES, (400,)),
+        (INFER, with_input(0, parameters=[1]), BYTES, (400,)),
+        (INFER, with_input(2, data=[2**70]), BYTES, (400,)),
+        (INFER, b'{"inputs":' + b"[" * 100_000, BYTES, (400,)),
+        (INFER, json.dumps({**TEXT, "parameters": [1]}).encode(), BYTES, (400,)),
+        (INFER, json.dumps({**TEXT, "outputs": [{"name": {}}]}).encode(), BYTES, (400,)),
         (INFER, b"1" * (4 * 60000 + 2**20 + 1), JSON, (413,)),
         ("/v1/models/masrnet:predict", b'{"instances": [1]}', JSON, (400, 500)),
         ("/v2/repository/models/masrnet/unload", b"", {}, (404,)),
@@ -264,10 +308,26 @@ def test_text_is_understood(single_server: Server, local: Representer) -> None:
 def test_damaged_requests(
     single_server: Server, path: str, body: bytes, headers: dict[str, str], status: tuple[int, ...]
 ) -> None:
-    found, text = fetch(single_server, path, body, headers)
+    length = {"inference-header-content-length": str(len(body))} if headers is BYTES else headers
+    found, text = fetch(single_server, path, body, length)
     assert found in status, text
     assert fetch(single_server, INFER, json.dumps(TEXT).encode(), JSON)[0] == 200
     assert single_server.alive
+
+
+def test_what_cannot_be_text_is_refused_before_it_is_computed(single_server: Server, half_server: Server) -> None:
+    large = with_input(0, shape=[1, 1, 39, 39, 39], data=[0] * 39**3)
+    for server, body, reason in (
+        (half_server, with_input(0), "half precision"),
+        (single_server, large, "50000 voxels"),
+    ):
+        status, text = fetch(server, INFER, body, JSON)
+        assert (status, "ask for binary data" in text, reason in text) == (400, True, True), text
+
+
+def test_web_sockets_are_not_spoken(single_server: Server) -> None:
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    assert fetch(single_server, "/v2/health/live", None, upgrade) == (200, '{"live":true}')
 
 
 @BOTH
@@ -288,6 +348,35 @@ def test_length_that_is_not_said(single_server: Server) -> None:
     with socket.create_connection(("127.0.0.1", single_server.port("http")), 5) as line:
         line.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".encode())
         assert b" 411 " in line.recv(4096)
+
+
+HEAD = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", ["", HEAD, HEAD + "\r\n", HEAD + "\r\nabc"], ids=["nothing", "head", "no body", "body"]
+)
+def test_who_lets_the_server_wait_is_hung_up_on(half_server: Server, sent: str) -> None:
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", half_server.port("http")), 5) as line:
+        line.sendall(sent.encode())
+        line.settimeout(60)
+        with suppress(OSError):
+            while sent == HEAD:  # drop by drop
+                line.sendall(b"x")
+                time.sleep(0.1)
+        with suppress(ConnectionResetError):
+            assert line.recv(4096) == b""
+    assert time.monotonic() - started > 1
+
+
+def test_many_who_are_slow_keep_nobody_away(half_server: Server) -> None:
+    lines = [socket.create_connection(("127.0.0.1", half_server.port("http")), 5) for _ in range(300)]
+    for line in lines:
+        line.sendall(HEAD.encode())
+    assert ask(half_server, "http", request())["descriptors"].shape == (1, *SHAPE, 24)
+    for line in lines:
+        line.close()
 
 
 def test_messages_too_long_for_grpc(single_server: Server) -> None:
@@ -382,6 +471,8 @@ def test_stop_finishes_what_runs(protocol: str, local: Representer) -> None:
         (["--host", "203.0.113.7"], "cannot be had"),
         (["--model", "cheese"], "there is no model"),
         (["--max-voxels", "0"], "max_voxels is 0"),
+        (["--tls-cert", "a.pem"], "belong together"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "are no certificate and its key"),
     ],
 )
 def test_server_that_cannot_start(half_server: Server, options: list[str], message: str, tmp_path: Path) -> None:

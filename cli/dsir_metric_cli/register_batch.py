@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dsir_metric.batch.outcome import Outcome
-from dsir_metric.batch.pairs import read_pairs
-from dsir_metric.batch.run import TABLE, run_batch
+from dsir_metric.batch.pairs import TABLE, read_pairs
+from dsir_metric.batch.run import run_batch
 from dsir_metric.represent import Cache
 from dsir_metric_cli.options import PATH, debug_option, hushed, size
 from dsir_metric_cli.register import ending_option, settings, settings_options

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import click
 
 from dsir_metric.serve import Endpoints, ServeConfig, serve
-from dsir_metric_cli.options import debug_option, model_options
+from dsir_metric_cli.options import PATH, debug_option, model_options
 
 __all__ = ["command"]
 
@@ -18,10 +19,15 @@ __all__ = ["command"]
 @click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1, this machine alone]")
 @click.option("--http-port", type=int, metavar="N", help="0 for any that is free.  [default: 8000]")
 @click.option("--grpc-port", type=int, metavar="N", help="0 for any that is free.  [default: 8001]")
+@click.option("--tls-cert", "certificate", type=PATH, metavar="FILE", help="Encrypt with this certificate, PEM.")
+@click.option("--tls-key", "key", type=PATH, metavar="FILE", help="Its key, PEM.")
 @click.option("--fp32", "precision", flag_value="fp32", default=None, help="Answer in single precision.")
 @click.option("--max-voxels", type=int, metavar="N", help="Largest image of one request.  [default: 16 million]")
 @click.option("--concurrency", type=int, metavar="N", help="Requests computed at the same time.  [default: 1]")
 @click.option("--queue", type=int, metavar="N", help="Requests that may wait.  [default: 64]")
+@click.option(
+    "--patience", "patience_s", type=int, metavar="S", help="Seconds a client may let it wait.  [default: 60]"
+)
 @click.option(
     "--grace", "grace_s", type=int, metavar="S", help="Seconds to finish requests in when stopped.  [default: 30]"
 )
@@ -31,13 +37,15 @@ def command(**given: Any) -> None:
     """Serve a model by HTTP and gRPC of the Open Inference Protocol, until SIGTERM or Ctrl-C.
 
     Clients name it with --model grpc://HOST:8001/masrnet or --model http://HOST:8000/v2/models/masrnet. Health is at
-    /v2/health/ready, metrics are at /metrics. There is no password and no encryption: a gateway does that.
+    /v2/health/ready, metrics are at /metrics. There is no password, and encryption only with --tls-cert; a gateway
+    does both.
 
     Needs the extra: pip install 'dsir-metric[serve]'.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("kserve", "uvicorn.error"):  # a traceback for every bad request is too much
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="ORJSONResponse")  # kserve's affair
     config = ServeConfig(**{name: value for name, value in given.items() if value is not None})
     serve(config, lambda endpoints: _announce(endpoints, config))
 
@@ -50,7 +58,7 @@ def _announce(endpoints: Endpoints, config: ServeConfig) -> None:
     )
     if config.host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(
-            f"warning: {config.host} can be reached from other machines, without a password or encryption: put a "
-            "gateway or a firewall before it",
+            f"warning: {config.host} can be reached from other machines, without a password"
+            f"{'' if config.secure else ' or encryption'}: put a gateway or a firewall before it",
             err=True,
         )

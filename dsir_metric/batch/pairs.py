@@ -17,10 +17,14 @@ from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.pair import working_grids
 
-__all__ = ["COLUMNS", "Pair", "read_pairs"]
+__all__ = ["COLUMNS", "TABLE", "Pair", "read_pairs"]
 
 COLUMNS = ("id", *INPUTS)
+TABLE = "table.csv"  # beside the folders of the pairs
 _ID = re.compile(r"\w[\w.+-]*")
+_DELIMITERS = ",;\t"  # spreadsheets write the second where a comma is a decimal point
+_MOST_ID_BYTES = 200
+_NO_ID = re.compile(r"^\W|[^\w.+-]")
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ def read_pairs(
     Parameters
     ----------
     table : str or Path
-        UTF-8; a header with `fixed`, `moving` and any others of `COLUMNS`, then a row a pair. Relative paths start at
-        the folder of the table; an empty cell is none. Without ids a pair is called `MOVING_to_FIXED`.
+        UTF-8, cells between commas, semicolons or tabs; a header with `fixed`, `moving` and any others of `COLUMNS`,
+        then a row a pair. Relative paths start at the folder of the table; an empty cell is none. Without ids a pair is
+        called `MOVING_to_FIXED`, with _ in the place of what no id may have.
     output : str or Path
         Each pair gets a folder in it.
     spacing_mm : float, optional
@@ -98,7 +103,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows that are not empty, as column to cell, with their numbers in the file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            delimiter = max(_DELIMITERS, key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = [cell.strip() for cell in next(reader, [])]
             _check_header(header, path)
             for cells in reader:
@@ -134,9 +141,12 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
     for name in ("fixed", "moving"):
         if name not in files:
             raise DataError(f"the cell {name} is empty; give the file of a scan")
-    name = row.get("id") or f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}"
-    if not _ID.fullmatch(name):
-        raise ConfigError(f"the id {name!r} cannot name a folder; use letters, digits, and . _ + - after the first")
+    name = row.get("id") or _NO_ID.sub("_", f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}")
+    if not _ID.fullmatch(name) or len(name.encode()) > _MOST_ID_BYTES or name.casefold() == TABLE:
+        raise ConfigError(
+            f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
+            "first"
+        )
     return Job(output=output / name, ending=ending, **files)
 
 

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsir_metric import io
+from dsir_metric.batch.cluster import open_cluster
 from dsir_metric.batch.outcome import Outcome, write_table
-from dsir_metric.batch.pairs import Pair
+from dsir_metric.batch.pairs import TABLE, Pair
 from dsir_metric.batch.work import Work
-from dsir_metric.errors import ConfigError, MissingDependencyError, RegistrationError
+from dsir_metric.errors import ConfigError, DsirError
 from dsir_metric.packages import Package
 from dsir_metric.register import BACKENDS, RegisterConfig
-from dsir_metric.represent import Cache, load_card
+from dsir_metric.represent import Cache
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["DISTRIBUTED", "TABLE", "memory_of", "pairs_at_once", "run_batch"]
+__all__ = ["DISTRIBUTED", "LOCK", "run_batch"]
 
 DISTRIBUTED = Package("batch", "distributed", "2024.8")
-TABLE = "table.csv"
-# What a pair needs at most, measured with the backend sitk; see docs/batch.md.
-_BASE_BYTES = 500_000_000
-_BYTES_PER_WORKING_VOXEL = 300
-_BYTES_PER_VOXEL = 100
-_OTHER_BACKENDS = 2  # not measured
-_USABLE = 0.8  # of the memory
-_CONNECT_S = 10.0
-_FIRST_WORKER_S = 300.0  # a queue may be long, but a user who mistyped the address should hear of it
+LOCK = ".lock"
 _RERUN = "run the same command again: what is done stays done"
 
 
@@ -61,7 +50,7 @@ def run_batch(
         `threads` are those of one pair; by default the cores of this machine are divided among its workers, and on a
         cluster each pair has one.
     workers : int, optional
-        Pairs at once on this machine; by default as many as fit, see `pairs_at_once`.
+        Pairs at once on this machine; by default as many as fit, see `dsir_metric.batch.cluster.pairs_at_once`.
     scheduler : str, optional
         Address of a dask scheduler whose workers do it instead.
     cache : Cache, optional
@@ -81,7 +70,7 @@ def run_batch(
     MissingDependencyError
         If `distributed` is absent here, or this package on a worker.
     ConfigError, ModelFileError
-        If the settings, the model or the numbers of workers cannot be used.
+        If the settings, the models or the numbers of workers cannot be used, or another run is at work in `output`.
     DataError
         If `output` cannot be written to.
     RegistrationError
@@ -93,41 +82,37 @@ def run_batch(
     done have failed; a second run does them.
     """
     DISTRIBUTED.check()
-    if workers is not None and (workers < 1 or scheduler is not None):
-        raise ConfigError(f"workers is {workers}; 1 or more, and none with a scheduler, which has its own")
+    folder = Path(output).absolute()
+    opening = open_cluster(pairs, config, folder, workers, scheduler)
     BACKENDS[config.backend].check(config)
-    folder = io.prepare_folder(output).absolute()
-    work = Work(config, load_card(config.model).weights_hash, cache)
-    for pair in pairs:
-        io.sweep(pair.job.output)
-    found = {pair.id: Outcome(pair.id) for pair in pairs}
-    write_table(found.values(), folder / TABLE)
-    count = pairs_at_once(pairs, config, workers)
-    with _local(count, config) if scheduler is None else _remote(scheduler, folder, config) as (client, threads, told):
-        on_start(told)
-        work = replace(work, config=replace(config, threads=threads))
-        for outcome in _outcomes(client, pairs, work):
-            found[outcome.id] = outcome
-            write_table(found.values(), folder / TABLE)
-            on_outcome(outcome)
-    for pair in pairs:
-        io.sweep(pair.job.output)
+    io.prepare_folder(folder)
+    work = Work.of(config, cache)
+    with _alone(folder, pairs):
+        found = {pair.id: Outcome(pair.id) for pair in pairs}
+        write_table(found.values(), folder / TABLE)
+        with opening as cluster:
+            on_start(cluster.told)
+            for outcome in _outcomes(cluster.client, pairs, work.on(cluster.threads)):
+                found[outcome.id] = outcome
+                write_table(found.values(), folder / TABLE)
+                on_outcome(outcome)
     return tuple(found.values())
 
 
-def memory_of(pair: Pair, config: RegisterConfig) -> int:
-    """Bytes of memory that a pair needs, rather too many."""
-    ours = _BASE_BYTES + _BYTES_PER_WORKING_VOXEL * pair.working_voxels + _BYTES_PER_VOXEL * pair.voxels
-    return ours if config.backend == "sitk" else _OTHER_BACKENDS * ours
-
-
-def pairs_at_once(pairs: Sequence[Pair], config: RegisterConfig, workers: int | None = None) -> int:
-    """How many pairs this machine can do at once: by cores and threads of a pair, memory, and the number of pairs."""
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    fit = int(_USABLE * MEMORY_LIMIT / max(memory_of(pair, config) for pair in pairs))
-    return max(1, min(workers or min(CPU_COUNT // (config.threads or 1), fit), len(pairs)))
+@contextmanager
+def _alone(folder: Path, pairs: Sequence[Pair]) -> Iterator[None]:
+    """Let nobody else write into `folder`; what was left half-written by those who were killed is deleted."""
+    folders = [folder, *(pair.job.output for pair in pairs)]
+    with io.locked(folder / LOCK, wait=False) as had:
+        if not had:
+            raise ConfigError(
+                f"{folder}: another register-batch is at work there; wait for it, or choose another folder"
+            )
+        for each in folders:
+            io.sweep(each)
+        yield
+        for each in folders:
+            io.sweep(each)
 
 
 def _outcomes(client: Client, pairs: Sequence[Pair], work: Work) -> Iterator[Outcome]:
@@ -151,76 +136,13 @@ def _outcome(future: Future[Any], pair: Pair, work: Work) -> Outcome:
         lost = future.cancelled() or future.status == "lost"
         reason = (str(error).splitlines() or [""])[0]
         told = "the scheduler was lost" if lost else f"its worker failed ({type(error).__name__}: {reason})"
-        return work.kept(pair.job) or Outcome(pair.id, "failed", error=f"{told}; {_RERUN}")
+        return _left_behind(pair, work) or Outcome(pair.id, "failed", error=f"{told}; {_RERUN}")
     return outcome
 
 
-@contextmanager
-def _local(count: int, config: RegisterConfig) -> Iterator[tuple[Client, int, str]]:
-    """A cluster of `count` processes on this machine, each with its share of cores and memory."""
-    import dask
-    from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
-    from distributed.system import MEMORY_LIMIT
-
-    threads = config.threads or max(1, CPU_COUNT // count)
-    limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    settings: dict[str, Any] = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
-    settings["distributed.worker.profile.enabled"] = False
-    settings["distributed.nanny.environ"] = {"NUMBA_NUM_THREADS": str(threads)}  # the others this process gets as well
-    told = f"{count} workers of {threads} threads" if count > 1 else f"1 worker of {threads} threads"
-    with (
-        dask.config.set(settings | {"distributed.nanny.pre-spawn-environ": limits}),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=MEMORY_LIMIT // count,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client, threads, told
-
-
-@contextmanager
-def _remote(address: str, folder: Path, config: RegisterConfig) -> Iterator[tuple[Client, int, str]]:
-    """A cluster that is there already, its workers looked at."""
-    from distributed import Client
-    from distributed.utils import silence_logging_cmgr
-
+def _left_behind(pair: Pair, work: Work) -> Outcome | None:
+    """What a worker finished before it was lost."""
     try:
-        client = Client(address, timeout=_CONNECT_S)
-    except (OSError, ValueError) as error:
-        raise RegistrationError(
-            f"no dask scheduler answers at {address!r}; start one with `dask scheduler`, or leave --scheduler out"
-        ) from error
-    with silence_logging_cmgr(logging.CRITICAL), client:
-        try:
-            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
-        except TimeoutError as error:
-            raise RegistrationError(
-                f"the scheduler {address} has had no worker for {_FIRST_WORKER_S:.0f} s; start some with `dask worker`"
-            ) from error
-        _check_workers(client, folder)
-        threads = config.threads or 1
-        yield client, threads, f"{len(client.nthreads())} workers of {address}, {threads} threads a pair"
-
-
-def _check_workers(client: Client, folder: Path) -> None:
-    """See that each worker has this package, does one pair at a time and sees the output folder."""
-    here = version("dsir-metric")
-    for worker, found in client.run(version, "dsir-metric", on_error="return").items():
-        if found != here:
-            state = f"has dsir-metric {found}" if isinstance(found, str) else "has no dsir-metric"
-            raise MissingDependencyError(f"worker {worker} {state}, {here} is needed: install it where the workers run")
-    for worker, threads in client.nthreads().items():
-        if threads != 1:
-            raise ConfigError(
-                f"worker {worker} does {threads} tasks at once; start it with --nthreads 1, and give the threads of a "
-                "pair to register-batch with --threads"
-            )
-    for worker, seen in client.run(os.path.isdir, str(folder)).items():
-        if not seen:
-            raise ConfigError(f"worker {worker} does not see {folder}; put the output on a file system of all machines")
+        return work.kept(pair.job)
+    except DsirError:  # an input is gone
+        return None

@@ -8,6 +8,7 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
@@ -16,9 +17,12 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DsirError
+from dsir_metric.errors import DsirError, ModelFileError
 from dsir_metric.register import RegisterConfig
-from dsir_metric.represent import Cache, PairRepresenter, Representer
+from dsir_metric.register.lapirn import network_path
+from dsir_metric.represent import Cache, PairRepresenter, Representer, load_card
+from dsir_metric.represent.transport import is_remote
+from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
@@ -34,20 +38,46 @@ class Work:
     ----------
     config : RegisterConfig
     model_hash : str
-        Of the model that `config` names; a pair is done again when it has become another.
+        Of the weights of the model that `config` names.
+    network_hash : str
+        Of the file of the registration network, where `config` has one. A pair is done again when either has become
+        another.
     cache : Cache, optional
         Of representations.
     """
 
     config: RegisterConfig
     model_hash: str
+    network_hash: str = ""
     cache: Cache | None = None
+
+    @classmethod
+    def of(cls, config: RegisterConfig, cache: Cache | None = None) -> Work:
+        """With the hashes of what `config` names on this machine, files by their absolute paths.
+
+        Raises
+        ------
+        ConfigError, ModelFileError, RemoteError
+            If a model cannot be opened.
+        """
+        if not is_remote(config.model):
+            config = replace(config, model=_absolute(config.model, model_path(config.model)))
+        if config.backend == "lapirn":
+            network = _absolute(config.lapirn.model, network_path(config.lapirn.model))
+            config = replace(config, lapirn=replace(config.lapirn, model=network))
+        return cls(config, load_card(config.model).weights_hash, _network_hash(config), cache)
+
+    def on(self, threads: int) -> Work:
+        """The same, with so many threads for a pair."""
+        return replace(self, config=replace(self.config, threads=threads))
 
     @cached_property
     def settings_hash(self) -> str:
         """SHA-256 of all that decides a result, but for the files of a pair."""
         settings = {name: value for name, value in to_dict(self.config).items() if name not in _SPEED}
-        return hashlib.sha256(json.dumps([settings, self.model_hash, __version__]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([settings, self.model_hash, self.network_hash, __version__]).encode()
+        ).hexdigest()
 
     def __call__(self, job: Job) -> Outcome:
         """Register a pair, or find that it was; whatever goes wrong is told in the outcome."""
@@ -72,12 +102,12 @@ class Work:
 
     def kept(self, job: Job) -> Outcome | None:
         """The outcome of a run before, if all of it is there and was made from the same files and settings."""
-        report = _complete(job, self.made_from(job))
-        return None if report is None else Outcome.of(job.output.name, "kept", report)
+        return _kept(job, self.made_from(job))
 
     def _outcome(self, job: Job) -> Outcome:
         started = time.perf_counter()
-        before = self.kept(job)
+        made_from = self.made_from(job)  # of the files as they are now: they may change meanwhile
+        before = _kept(job, made_from)
         if before is not None:
             return before
         io.prepare_folder(job.output)
@@ -87,13 +117,20 @@ class Work:
         result = scans.register(config, representations=self._represent())
         for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
             io.remove(job.output / name)
-        more = {"made_from": self.made_from(job), "pair_seconds": time.perf_counter() - started}
+        more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
     def _represent(self) -> PairRepresenter:
         config = self.config
+        representer = _representer(config.model, self.model_hash, config.device, config.threads)
+        found = representer.model_hash, _network_hash(config)
+        if found != (self.model_hash, self.network_hash):
+            raise ModelFileError(
+                f"the models here are not those that the study began with ({config.model}, {config.lapirn.model}); "
+                "give every machine the same, and run the command again"
+            )
         return PairRepresenter(
-            _representer(config.model, config.device, config.threads),
+            representer,
             config.spacing_mm,
             config.fixed_intensity,
             config.moving_intensity,
@@ -103,9 +140,23 @@ class Work:
 
 
 @lru_cache(maxsize=1)
-def _representer(model: str, device: str, threads: int | None) -> Representer:
-    """The model, opened once a process."""
+def _representer(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
+    """The model, opened once a process and study: a worker may live longer than the file."""
     return Representer(model, device, threads)
+
+
+def _network_hash(config: RegisterConfig) -> str:
+    return io.content_hash(network_path(config.lapirn.model)) if config.backend == "lapirn" else ""
+
+
+def _absolute(name: str, path: Path) -> str:
+    """A name that was that of a file, for workers that run elsewhere; a name of ours as it is."""
+    return str(path.absolute()) if path == Path(name) else name
+
+
+def _kept(job: Job, made_from: dict[str, Any]) -> Outcome | None:
+    report = _complete(job, made_from)
+    return None if report is None else Outcome.of(job.output.name, "kept", report)
 
 
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:

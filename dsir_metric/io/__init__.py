@@ -1,6 +1,6 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
-from dsir_metric.io.atomic import atomic, prepare_folder, remove, sweep, write_json
+from dsir_metric.io.atomic import atomic, locked, prepare_folder, remove, sweep, write_json
 from dsir_metric.io.digest import content_hash
 from dsir_metric.io.images import (
     IMAGE_ENDINGS,
@@ -26,6 +26,7 @@ __all__ = [
     "check_transform",
     "content_hash",
     "is_zarr",
+    "locked",
     "open_components_zarr",
     "open_zarr",
     "prepare_folder",

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ import numpy as np
 
 from dsir_metric.errors import DataError
 
-__all__ = ["atomic", "prepare_folder", "remove", "sweep", "write_json"]
+try:
+    import fcntl
+except ImportError:  # on Windows nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["atomic", "locked", "prepare_folder", "remove", "sweep", "write_json"]
 
 _TOKEN_BYTES = 4  # of the random part of a temporary name
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
@@ -84,6 +89,36 @@ def prepare_folder(path: str | Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to ({error.strerror}); choose another output folder") from error
     return folder
+
+
+@contextmanager
+def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
+    """Keep others, in this process or another, out of what `path` stands for; the system frees it if we die.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file, made where there is none and left behind.
+    wait : bool
+        Until it is free.
+
+    Yields
+    ------
+    bool
+        Whether it is ours: False where someone else has it and `wait` is False. It is True where locks cannot be had:
+        on Windows, on some network file systems, in a folder that cannot be written to.
+    """
+    had = True
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(path).open("ab"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            had = False
+        except OSError:
+            pass
+        yield had
 
 
 def sweep(folder: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
-from dsir_metric.io.nifti import check_nifti
+from dsir_metric.io.nifti import check_nifti, is_whole
 from dsir_metric.io.zarr import is_zarr, open_zarr, read_zarr
 from dsir_metric.io.zarr_write import write_zarr
 
@@ -167,13 +168,16 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
     Raises
     ------
     DataError
-        If the folder refuses the file or no format fits the ending.
+        If the folder or a full disk refuses the file, or no format fits the ending.
     """
     if is_zarr(path):
         write_zarr(image, path)
         return
     with atomic(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+        size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+        if temporary.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(temporary, size):
+            raise OSError(errno.ENOSPC, "not all of it was written; is the disk full?")
 
 
 def _present(path: Path) -> Path:

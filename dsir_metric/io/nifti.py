@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 
 from dsir_metric.errors import DataError, GeometryError
 
-__all__ = ["check_nifti"]
+__all__ = ["check_nifti", "is_whole"]
 
 _CHUNK = 1 << 22
+_MOST_HEADER = 1 << 12  # bytes; extensions of a header are not written here
 _FLOATS = {16: "f4", 64: "f8"}  # the data types that can hold NaN
 
 
@@ -59,6 +61,20 @@ def check_nifti(path: Path) -> None:
         raise DataError(f"{path}: is truncated or damaged ({error}); copy the file again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def is_whole(path: Path, voxel_bytes: int) -> bool:
+    """Whether a single-file NIfTI that was written a moment ago has so many bytes of voxels, by its length.
+
+    ITK's writer says nothing when the disk is full. A zipped file ends with its length, modulo 2^32, before it was
+    zipped.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        length = file.seek(-4 if zipped else 0, os.SEEK_END)
+        if zipped:
+            length = int.from_bytes(file.read(4), "little")
+    return (length - voxel_bytes) % 2**32 < _MOST_HEADER
 
 
 def _check(stream: BinaryIO, path: Path) -> None:

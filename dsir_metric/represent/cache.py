@@ -7,8 +7,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,14 +19,9 @@ from numpy.typing import NDArray
 from dsir_metric import __version__
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
-from dsir_metric.io import atomic
+from dsir_metric.io import atomic, locked
 from dsir_metric.represent.intensity import IntensityRule
 from dsir_metric.represent.representation import Representation
-
-try:
-    import fcntl
-except ImportError:  # on Windows two processes may make the same entry; the second replaces the first
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Cache"]
 
@@ -39,7 +34,7 @@ _ABANDONED_S = 3600.0  # nobody writes one file for so long: its writer is dead
 class Cache:
     """Representations in half precision, in a folder of limited size that several processes share.
 
-    An entry is a file: the SHA-256 of all that follows, a line of JSON (the provenance), and the values as
+    An entry is a file: the SHA-256 of its key and all that follows, a line of JSON (the provenance), and the values as
     little-endian float16. It appears whole or not at all. Where the size is exceeded, the entries that were longest not
     used go first. Descriptors are unit vectors, so half precision keeps them within 2.5e-4 a channel.
 
@@ -48,7 +43,7 @@ class Cache:
     folder : Path
         Made when it is needed; on a file system of all machines where several use it.
     most_bytes : int
-        Of all entries together, about: processes that write at the same moment do not see each other's entry.
+        Of all entries together; about, where the file system has no locks.
 
     Raises
     ------
@@ -96,7 +91,7 @@ class Cache:
         Representation
             Values rounded to half precision, as float32.
         """
-        with self._alone(key):
+        with self._locked(key[:2]):
             found = self._read(key, grid)
             if found is not None:
                 return found
@@ -109,27 +104,31 @@ class Cache:
         path = self._path(key)
         try:
             content = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
-        if hashlib.sha256(memoryview(content)[_DIGEST:]).hexdigest().encode() != content[:_DIGEST]:
+        digest = hashlib.sha256(key.encode())
+        digest.update(memoryview(content)[_DIGEST:])
+        if digest.hexdigest().encode() != content[:_DIGEST]:
             return None
+        with suppress(OSError):  # somebody else's cache may be read-only
+            os.utime(path)
         end = content.index(b"\n")
         halves = np.frombuffer(content, "<f2", offset=end + 1).reshape(*grid.shape, -1)
         return Representation(halves.astype(np.float32), grid, json.loads(content[_DIGEST:end]))
 
     def _write(self, key: str, values: NDArray[np.float16], made: Representation) -> None:
         head = json.dumps(dict(made.provenance)).encode() + b"\n"
-        digest = hashlib.sha256(head)
+        digest = hashlib.sha256(key.encode() + head)
         digest.update(values.data)
         size = _DIGEST + len(head) + values.nbytes
         if size > self.most_bytes:
             return
         try:
-            self._make_room(size)
-            with atomic(self._path(key)) as temporary, temporary.open("wb") as file:
-                file.write(digest.hexdigest().encode() + head)
-                file.write(values.data)
+            with self._locked("room"):
+                self._make_room(size)
+                with atomic(self._path(key)) as temporary, temporary.open("wb") as file:
+                    file.write(digest.hexdigest().encode() + head)
+                    file.write(values.data)
         except (OSError, DataError) as error:
             cause = error.__cause__ or error
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
@@ -161,20 +160,10 @@ class Cache:
             path.unlink(missing_ok=True)
             held -= freed
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Keep other processes from the entries whose keys begin like this one; the system frees it if we die."""
-        try:
+    def _locked(self, name: str) -> AbstractContextManager[bool]:
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / f"{key[:2]}.lock").open("wb")
-        except OSError:
-            yield
-            return
-        with lock:
-            if fcntl is not None:
-                with suppress(OSError):  # some network file systems have no locks
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return locked(self.folder / f"{name}.lock")
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_ENDING}"

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,15 +77,15 @@ class RemoteConfig:
         Raises
         ------
         ConfigError
-            If one is no number or out of range, or the token has characters that no header may have.
+            If one is no number or out of range, the token has characters that no header may have, or the authorities
+            cannot be read.
         """
         found = os.environ if environment is None else environment
         token = (found.get("DSIR_METRIC_TOKEN") or "").strip() or None
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigError("DSIR_METRIC_TOKEN has characters that a token cannot have; set it again")
         ca_file = found.get("DSIR_METRIC_CA_FILE") or None
-        if ca_file is not None and not os.path.isfile(ca_file):
-            raise ConfigError(f"DSIR_METRIC_CA_FILE: there is no file {ca_file!r}")
+        _check_authorities(ca_file)
         return cls(
             Access(_number(found, "DSIR_METRIC_TIMEOUT", 300.0, 0.001), token, ca_file),
             retries=int(_number(found, "DSIR_METRIC_RETRIES", 6, 0)),
@@ -158,15 +159,10 @@ class RemoteNetwork:
         def fetch(tile: Tile) -> None:
             out[tile.core] = self._ask(lambda: self._infer(scaled, tile), halt)
 
-        with ThreadPoolExecutor(min(self._config.in_flight, len(pieces)), "dsir-metric-tile") as pool:
-            futures = [pool.submit(fetch, tile) for tile in pieces]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                halt.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-        for future in done:
-            future.result()
+        try:
+            _at_once(fetch, pieces, self._config.in_flight, halt, self._transport.leave)
+        finally:
+            halt.set()
 
     def _plan(self, shape: Shape) -> list[Tile]:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""
@@ -232,12 +228,52 @@ class RemoteNetwork:
             try:
                 return call()
             except Failure as failure:
-                if not failure.worth_retrying or attempt >= self._config.retries or halt.is_set():
+                delay = min(self._config.backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1)
+                hopeless = not failure.worth_retrying or attempt >= self._config.retries
+                if hopeless or halt.wait(delay):
                     times = f", {attempt + 1} times" if attempt else ""
-                    raise RemoteError(f"{self._address.text}: {failure}{times}") from failure
-            delay = min(self._config.backoff_s * 2**attempt, _LONGEST_WAIT_S)
-            halt.wait(delay * random.uniform(0.5, 1))
+                    reason = self._config.access.without_token(f"{failure}{times}")
+                    raise RemoteError(f"{self._address.text}: {reason}") from failure
             attempt += 1
+
+
+def _at_once(
+    fetch: Callable[[Tile], None],
+    pieces: Sequence[Tile],
+    most: int,
+    halt: threading.Event,
+    leave: Callable[[], None],
+) -> None:
+    """Fetch every tile, `most` at the same time, until an error or `halt` ends it; a thread ends with `leave`.
+
+    The threads are daemons: neither that error nor Ctrl-C has to wait for a server that does not answer.
+    """
+    waiting: SimpleQueue[Tile] = SimpleQueue()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    for tile in pieces:
+        waiting.put(tile)
+
+    def work() -> None:
+        failed = None
+        try:
+            while not halt.is_set():
+                fetch(waiting.get_nowait())
+        except Empty:
+            pass
+        except BaseException as error:
+            failed = error
+        try:
+            leave()
+        finally:
+            ended.put(failed)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(most, len(pieces)))]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        error = ended.get()
+        if error is not None:
+            raise error
 
 
 def _request(image: NDArray[np.float32], crop: list[list[int]]) -> dict[str, NDArray[Any]]:
@@ -255,6 +291,16 @@ def _understands_text(transport: Transport, request: dict[str, NDArray[Any]]) ->
         return bool(transport.infer(request, [CARD], binary=False)[CARD].size)
     except Failure:
         return False
+
+
+def _check_authorities(ca_file: str | None) -> None:
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"DSIR_METRIC_CA_FILE: {ca_file!r} cannot be read ({reason}); give a PEM file of certificates"
+        ) from error
 
 
 def _number(found: Mapping[str, str], name: str, default: float, least: float) -> float:

@@ -32,6 +32,7 @@ _HTTP_PATH = re.compile(r"(?P<base>(?:/[^/]+)*)/v2/models/(?P<model>[^/]+)(?:/ve
 _GRPC_PATH = re.compile(r"(?P<base>)/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/?")
 _SCHEMES = {"http": _HTTP_PATH, "https": _HTTP_PATH, "grpc": _GRPC_PATH, "grpcs": _GRPC_PATH}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_MOST_BYTES = 2**31 - 1  # of a message, says protobuf
 _BUSY_HTTP = ("429", "502", "503", "504")
 _BUSY_GRPC = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 _STATUS = {
@@ -143,6 +144,10 @@ class Access:
         """What goes along with every request."""
         return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
+    def without_token(self, text: str) -> str:
+        """What a server has to say, which may repeat what it was sent."""
+        return text if self.token is None else text.replace(self.token, "(the token)")
+
 
 class Transport(Protocol):
     """One protocol to one model. Every method raises `Failure`."""
@@ -152,6 +157,9 @@ class Transport(Protocol):
 
     def infer(self, inputs: Arrays, outputs: Sequence[str], binary: bool = True) -> Arrays:
         """One request. `binary`: as bytes rather than as text, where the protocol has both."""
+
+    def leave(self) -> None:
+        """Let go of what the calling thread holds; it is about to end."""
 
 
 def open_transport(address: Address, access: Access) -> Transport:
@@ -200,6 +208,10 @@ class Http:
             if binary and any(entry is not None and "data" in entry for entry in came.values()):
                 raise Failure("answers in text where bytes were asked for; " + _USE_GRPC)
             return _arrays(answer, outputs)
+
+    def leave(self) -> None:
+        """Free the event loop that gevent keeps for each thread, with its two open files."""
+        _module("gevent").get_hub().destroy(destroy_loop=True)
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
@@ -265,11 +277,21 @@ class Grpc:
             )
             return _arrays(answer, outputs)
 
+    def leave(self) -> None:
+        """Nothing is kept for a thread."""
+
     @contextmanager
     def _client(self) -> Iterator[Any]:
         try:
             with self._module.InferenceServerClient(
-                self._address.server, ssl=self._address.secure, root_certificates=self._access.ca_file
+                self._address.server,
+                ssl=self._address.secure,
+                root_certificates=self._access.ca_file,
+                channel_args=[
+                    ("grpc.max_send_message_length", _MOST_BYTES),
+                    ("grpc.max_receive_message_length", _MOST_BYTES),
+                    ("grpc.enable_http_proxy", int(not self._address.loopback)),  # http_proxy is for other machines
+                ],
             ) as client:
                 yield client
         except Exception as error:
@@ -332,12 +354,16 @@ def _late(access: Access) -> Failure:
     )
 
 
+def _untrusted(told: str) -> Failure:
+    return Failure(f"no TLS connection ({told}); for an authority of your own set DSIR_METRIC_CA_FILE")
+
+
 def _http_failure(error: Exception) -> Failure:
     """What an exception of tritonclient.http, or of what lies below, means."""
     if isinstance(error, Failure):
         return error
     if isinstance(error, ssl.SSLError):
-        return Failure(f"no TLS connection ({error}); for an authority of your own set DSIR_METRIC_CA_FILE")
+        return _untrusted(str(error))
     status = _call(error, "status")
     if status is not None:
         told = _call(error, "message") or str(error)
@@ -360,6 +386,8 @@ def _grpc_failure(error: Exception, access: Access) -> Failure:
         return _late(access)
     if "larger than max" in told:
         return Failure(f"takes no message of this size ({told}); raise its gRPC limit or choose smaller tiles")
+    if "handshake failed" in told:
+        return _untrusted(told)
     if code in _BUSY_GRPC:
         return Failure(f"cannot be reached or is busy ({told})", worth_retrying=True)
     return Failure(_meaning(_CODE.get(code, code), told))

@@ -21,6 +21,7 @@ __all__ = ["CARD", "CROP", "DESCRIPTORS", "IMAGE", "MODEL_NAME", "STRIDE", "WIND
 Precision = Literal["fp16", "fp32"]
 MODEL_NAME = "masrnet"
 _MAX_VOXELS = "max_voxels"  # beside the card's own fields
+_CARD_BYTES = 1 << 14  # a card is filled up to a multiple: Triton wants the same size of all versions of a model
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Offer:
         }
 
     def to_bytes(self) -> NDArray[np.uint8]:
-        """The output `card`."""
+        """The output `card`, spaces at its end."""
         text = json.dumps(self.to_metadata(), sort_keys=True)
-        return np.frombuffer(text.encode(), np.uint8)
+        return np.frombuffer(text.ljust(-(-len(text) // _CARD_BYTES) * _CARD_BYTES).encode(), np.uint8)
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> Offer:

@@ -28,6 +28,8 @@ class ServeConfig:
         Address to listen on; by default this machine alone can connect.
     http_port, grpc_port : int
         0 for any that is free.
+    certificate, key : Path, optional
+        PEM files, the certificate with those that lead to its authority; then both protocols are encrypted.
     precision : {"fp16", "fp32"}
         Of the descriptors that are answered.
     max_voxels : int
@@ -36,6 +38,8 @@ class ServeConfig:
         Requests that are computed at the same time.
     queue : int
         Requests that may wait; further ones are told to come back later.
+    patience_s : int
+        Seconds within which an HTTP request must begin and go on; who lets the server wait is hung up on.
     grace_s : int
         Seconds that requests under way are given when the server is stopped.
     device : str
@@ -54,10 +58,13 @@ class ServeConfig:
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
+    certificate: Path | None = None
+    key: Path | None = None
     precision: Precision = "fp16"
     max_voxels: int = 16_000_000
     concurrency: int = 1
     queue: int = 64
+    patience_s: int = 60
     grace_s: int = 30
     device: str = "auto"
     threads: int | None = None
@@ -72,15 +79,21 @@ class ServeConfig:
             raise ConfigError(
                 f"max_voxels is {self.max_voxels}; 1 to {_MOST_VOXELS} are possible: clients cut larger images up"
             )
-        if self.concurrency < 1 or self.queue < 0 or self.grace_s < 0:
-            raise ConfigError(
-                f"concurrency {self.concurrency}, queue {self.queue}, grace_s {self.grace_s}: give 1, 0 and 0 or more"
-            )
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("a certificate and its key belong together; give both, or neither for no encryption")
+        for name, least in (("concurrency", 1), ("queue", 0), ("patience_s", 1), ("grace_s", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
 
     @property
     def request_bytes(self) -> int:
         """The longest request: its voxels and what surrounds them."""
         return 4 * self.max_voxels + (1 << 20)
+
+    @property
+    def secure(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.certificate is not None
 
     def authority(self, port: int) -> str:
         """Host and port as they stand in an address."""

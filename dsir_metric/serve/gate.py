@@ -1,4 +1,4 @@
-"""What a request passes before kserve: the largest size, the one version there is, and no repository."""
+"""What a request passes before kserve: patience, the largest size, the one version there is, and no repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from dsir_metric.serve.config import VERSION, ServeConfig
 
-__all__ = ["Gate", "servicer"]
+__all__ = ["Gate", "patient", "servicer"]
 
 _STAYS = "this server has one model, which stays"
 Scope = dict[str, Any]
@@ -59,6 +59,34 @@ class Gate:
             if int(length) > self._most_bytes:
                 return 413, f"the request has {int(length)} bytes; this server takes {self._most_bytes}: send tiles"
         return None
+
+
+def patient(protocol: Any, patience_s: float) -> Any:
+    """uvicorn's protocol for a connection, which hangs up on a client that does not go on with its request."""  # noqa: D403
+
+    class Patient(protocol):  # type: ignore[misc]
+        """A head must be complete in time; of a body something must come."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._heard_s = self.loop.time()
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is not None and self.cycle.more_body:
+                self._heard_s = self.loop.time()
+            super().data_received(data)
+
+        def _watch(self) -> None:
+            now = self.loop.time()
+            if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
+                self._heard_s = now  # it is us who take their time
+            if now - self._heard_s > patience_s:
+                self.transport.abort()
+            if not self.transport.is_closing():
+                self.loop.call_later(patience_s / 4, self._watch)
+
+    return Patient
 
 
 def servicer(kserve: SimpleNamespace, plane: Any) -> Any:

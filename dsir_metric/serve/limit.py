@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 __all__ = ["Full", "Turnstile"]
@@ -18,15 +20,17 @@ class Full(Exception):  # noqa: N818  # a state rather than an error
 class Turnstile:
     """Lets `concurrency` calls run at once, in threads, and `queue` more wait.
 
+    A call keeps its place until it ends, even if whoever waited for it has gone: it needs its memory until then.
+
     Parameters
     ----------
     concurrency, queue : int
     """
 
     def __init__(self, concurrency: int, queue: int) -> None:
-        self._places = asyncio.Semaphore(concurrency)
+        self._threads = ThreadPoolExecutor(concurrency, "dsir-metric-request")
         self._most = concurrency + queue
-        self._inside = 0
+        self._places = threading.Semaphore(self._most)
 
     async def run(self, call: Callable[[], Result]) -> Result:
         """Result of `call`, when it was its turn.
@@ -36,11 +40,8 @@ class Turnstile:
         Full
             At once, if too many wait.
         """
-        if self._inside >= self._most:
+        if not self._places.acquire(blocking=False):
             raise Full(f"busy: {self._most} requests are computed or wait; come back later")
-        self._inside += 1
-        try:
-            async with self._places:
-                return await asyncio.to_thread(call)
-        finally:
-            self._inside -= 1
+        future = self._threads.submit(call)
+        future.add_done_callback(lambda _: self._places.release())
+        return await asyncio.wrap_future(future)

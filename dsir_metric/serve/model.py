@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError, DsirError, ModelFileError
-from dsir_metric.represent.wire import CARD, DESCRIPTORS, Tensor
+from dsir_metric.represent.wire import CARD, DESCRIPTORS, IMAGE, Tensor
 from dsir_metric.serve.answer import Answerer
 from dsir_metric.serve.config import VERSION, ServeConfig
 from dsir_metric.serve.limit import Full, Turnstile
@@ -19,6 +19,7 @@ from dsir_metric.serve.limit import Full, Turnstile
 __all__ = ["data_plane"]
 
 _log = logging.getLogger("dsir_metric.serve")
+_MOST_TEXT_VOXELS = 50_000  # 24 numbers each
 
 
 def data_plane(kserve: SimpleNamespace, config: ServeConfig, answerer: Answerer) -> Any:
@@ -33,7 +34,7 @@ def data_plane(kserve: SimpleNamespace, config: ServeConfig, answerer: Answerer)
             try:
                 length = int(headers.get("inference-header-content-length", len(body)))
                 return _decoded(kserve, body, length, model_name)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise kserve.InvalidInput(f"the request is damaged ({error!r})") from error
 
     repository = kserve.ModelRepository()
@@ -84,15 +85,30 @@ async def _answer(
     if CARD in wanted:
         found[CARD] = answerer.offer.to_bytes()
     if DESCRIPTORS in wanted:
+        _check_text(payload, answerer.offer.precision, given)
         found[DESCRIPTORS] = await turnstile.run(lambda: answerer(given))
     return found
+
+
+def _check_text(payload: Any, precision: str, given: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse what would be written out number by number: half precision has no text, and large answers take minutes."""
+    if payload.request_outputs and not payload.from_grpc:
+        binary = all(output.binary_data for output in payload.request_outputs)
+    else:
+        binary = payload.use_binary_outputs or (payload.from_grpc and precision == "fp16")
+    if binary:
+        return
+    if precision == "fp16":
+        raise ConfigError("half precision (fp16) cannot be answered as text; ask for binary data")
+    if IMAGE.name in given and given[IMAGE.name].size > _MOST_TEXT_VOXELS:
+        raise ConfigError(f"no image of more than {_MOST_TEXT_VOXELS} voxels is answered as text; ask for binary data")
 
 
 def _array(entry: Any) -> NDArray[Any]:
     """A tensor of a request."""
     try:
         value: NDArray[Any] = entry.as_numpy()
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{entry.name}: the content does not fit {entry.datatype} {entry.shape} ({error})") from error
     return value
 
@@ -119,8 +135,8 @@ def _decoded(kserve: SimpleNamespace, body: bytes, length: int, model_name: str)
     told = json.loads(body[:length])
     content, at, inputs = memoryview(body), length, []
     for entry in told["inputs"]:
-        parameters = entry.get("parameters") or {}
-        tensor = kserve.InferInput(entry["name"], entry["shape"], entry["datatype"], entry.get("data"), parameters)
+        parameters = dict(entry.get("parameters") or {})
+        tensor = kserve.InferInput(str(entry["name"]), entry["shape"], entry["datatype"], entry.get("data"), parameters)
         size = parameters.get("binary_data_size")
         if size is not None:
             tensor._raw_data = content[at : at + size]
@@ -128,12 +144,15 @@ def _decoded(kserve: SimpleNamespace, body: bytes, length: int, model_name: str)
         inputs.append(tensor)
     if at != len(body):
         raise ValueError(f"the tensors are said to have {at - length} of {len(body) - length} bytes")
-    outputs = [kserve.RequestedOutput(entry["name"], entry.get("parameters")) for entry in told.get("outputs") or ()]
+    outputs = [
+        kserve.RequestedOutput(str(entry["name"]), dict(entry.get("parameters") or {}))
+        for entry in told.get("outputs") or ()
+    ]
     return kserve.InferRequest(
         model_name,
         inputs,
-        request_id=told.get("id"),
-        parameters=told.get("parameters"),
+        request_id=str(told.get("id") or ""),
+        parameters=dict(told.get("parameters") or {}),
         request_outputs=outputs or None,
     )
 

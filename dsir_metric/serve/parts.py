@@ -24,8 +24,9 @@ _WANTED = {
     "kserve.protocol.infer_type": ("RequestedOutput",),
     "kserve.protocol.model_repository_extension": ("ModelRepositoryExtension",),
     "kserve.protocol.rest.server": ("RESTServer",),
-    "grpc": ("aio",),
+    "grpc": ("aio", "ssl_server_credentials"),
     "uvicorn": ("Config", "Server"),
+    "uvicorn.protocols.http.auto": ("AutoHTTPProtocol",),
 }
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.wire import Offer
 from dsir_metric.serve.answer import Answerer
 from dsir_metric.serve.config import ServeConfig
-from dsir_metric.serve.gate import Gate, servicer
+from dsir_metric.serve.gate import Gate, patient, servicer
 from dsir_metric.serve.model import data_plane
 from dsir_metric.serve.parts import kserve_parts
 
@@ -59,9 +60,10 @@ def serve(config: ServeConfig, on_start: Callable[[Endpoints], None] = lambda _:
     Raises
     ------
     ModelFileError, MissingDependencyError, ConfigError
-        If the model cannot be opened, kserve is not installed, or a port cannot be had.
+        If the model cannot be opened, kserve is not installed, or a port or the certificate cannot be had.
     """
     kserve = kserve_parts()
+    _check_certificate(config)
     network = TiledNetwork(open_network(config.model, config.device, config.threads))
     answerer = Answerer(network, Offer(network.card, config.max_voxels, config.precision))
     with _listen(config) as listening, _signals_noted():
@@ -82,11 +84,11 @@ async def _run(
     serving = asyncio.create_task(http.serve(sockets=[listening]))
     while not (http.started or serving.done()):
         await asyncio.sleep(0.01)
-    http_port = listening.getsockname()[1]
+    http_port, s = listening.getsockname()[1], "s" if config.secure else ""
     on_start(
         Endpoints(
-            f"http://{config.authority(http_port)}/v2/models/{config.name}",
-            f"grpc://{config.authority(grpc_port)}/{config.name}",
+            f"http{s}://{config.authority(http_port)}/v2/models/{config.name}",
+            f"grpc{s}://{config.authority(grpc_port)}/{config.name}",
             answerer.offer,
         )
     )
@@ -106,7 +108,11 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
             log_config=None,
             access_log=False,
             lifespan="off",
+            ws="none",
+            http=patient(kserve.AutoHTTPProtocol, config.patience_s),
             timeout_graceful_shutdown=config.grace_s,
+            ssl_certfile=config.certificate,
+            ssl_keyfile=config.key,
         )
     )
 
@@ -122,11 +128,28 @@ def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> tu
         ],
     )
     kserve.add_GRPCInferenceServiceServicer_to_server(servicer(kserve, plane), server)
+    authority = config.authority(config.grpc_port)
     try:
-        return server, server.add_insecure_port(config.authority(config.grpc_port))
+        if config.certificate is None or config.key is None:
+            return server, server.add_insecure_port(authority)
+        pair = config.key.read_bytes(), config.certificate.read_bytes()
+        return server, server.add_secure_port(authority, kserve.ssl_server_credentials([pair]))
     except RuntimeError as error:
         raise ConfigError(
             f"port {config.grpc_port} of {config.host} cannot be had; choose another grpc port"
+        ) from error
+
+
+def _check_certificate(config: ServeConfig) -> None:
+    """See that the certificate and its key can be read and belong together."""
+    if config.certificate is None or config.key is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(config.certificate, config.key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(
+            f"{config.certificate} and {config.key} are no certificate and its key ({error}); give PEM files, the key "
+            "without a password"
         ) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from dsir_metric.errors import ConfigError
 from dsir_metric.io import atomic, prepare_folder
@@ -21,6 +22,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # what Kubernetes takes 
 MAX_VOXELS = 8_000_000  # 200^3
 _BYTES_PER_VOXEL = 1000  # on the CPU, about
 _WARM_UP = 64  # voxels along an edge
+_SERVED = 2  # versions
 _TYPES = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "FP64": "TYPE_FP64", "INT64": "TYPE_INT64", "UINT8": "TYPE_UINT8"}
 
 
@@ -85,19 +87,22 @@ def export_triton(
     ------
     ModelFileError, ParityError
         See `whole_graph`.
+    ConfigError
+        If a version that is there, and stays in use, answers with other tensors.
     DataError
         If `repository` cannot be written.
     """
     deployment = deployment or Deployment()
     offer = Offer(load_card(model), deployment.max_voxels, deployment.precision)
-    graph = whole_graph(model, offer).SerializeToString()
+    whole = whole_graph(model, offer)
     folder = Path(repository) / deployment.name
+    _check_versions(folder, deployment.version, whole)
     manifest = folder.with_name(f"{deployment.name}.kserve.yaml")
     contents = {
         folder / "config.pbtxt": _config(deployment, offer).encode(),  # renamed last: Triton looks for it
         manifest: _manifest(deployment).encode(),
         **{folder / "warmup" / name: value for name, value in _warm_up().items()},
-        folder / str(deployment.version) / "model.onnx": graph,
+        folder / str(deployment.version) / "model.onnx": whole.SerializeToString(),
     }
     for parent in sorted({path.parent for path in contents}):
         prepare_folder(parent)
@@ -105,6 +110,26 @@ def export_triton(
         for path, content in contents.items():
             together.enter_context(atomic(path)).write_bytes(content)
     return folder, manifest
+
+
+def _check_versions(folder: Path, version: int, whole: onnx.ModelProto) -> None:
+    """See that the versions that are served have the same outputs: config.pbtxt holds for all of them."""
+    files = {int(path.parent.name): path for path in folder.glob("*/model.onnx") if path.parent.name.isdecimal()}
+    for number in sorted({*files, version})[-_SERVED:]:
+        if number != version and _outputs(found := onnx.load(files[number])) != _outputs(whole):
+            raise ConfigError(
+                f"{files[number]}: gives {_outputs(found)}, the new version {_outputs(whole)}, and a server has one "
+                "configuration for both; choose the same precision, another name, or delete that version"
+            )
+
+
+def _outputs(model: onnx.ModelProto) -> str:
+    told = []
+    for entry in model.graph.output:
+        tensor = entry.type.tensor_type
+        sizes = [-1 if size.dim_param else size.dim_value for size in tensor.shape.dim]
+        told.append(f"{entry.name} {onnx.TensorProto.DataType.Name(tensor.elem_type)} {sizes}")
+    return ", ".join(told)
 
 
 def _config(deployment: Deployment, offer: Offer) -> str:
@@ -123,7 +148,7 @@ def _config(deployment: Deployment, offer: Offer) -> str:
             "max_batch_size: 0  # volumes differ in size: one a request",
             *tensors,
             f"instance_group [ {{ kind: KIND_AUTO count: {deployment.instances} }} ]",
-            "version_policy: { latest: { num_versions: 2 } }",
+            f"version_policy: {{ latest: {{ num_versions: {_SERVED} }} }}",
             "model_warmup [",
             "  {",
             '    name: "cube"',
@@ -184,6 +209,7 @@ spec:
         requests:
           cpu: "2"
           memory: {gibibytes}Gi
-        limits:
+        limits: # both: the runtime's own are one core and 2Gi
+          cpu: "2"
           memory: {gibibytes}Gi
 """

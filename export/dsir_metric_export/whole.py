@@ -56,7 +56,6 @@ def whole_graph(model: str | Path, offer: Offer) -> onnx.ModelProto:
         If the graph does not give the descriptor in the card.
     """
     whole = onnx.load(model_path(model))
-    before, between, after = _before(), _between(offer.card.head_halo), _after(offer)
     graph = whole.graph
     before, between, after = _before(), _between(offer.card.head_halo), _after(offer)
     _rename(graph, {IMAGE.name: "scaled", "features": "near", DESCRIPTORS: "all_descriptors"})
