@@ -1,7 +1,7 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
 from dsir_metric.io.atomic import atomic, prepare_folder, sweep, write_json
-from dsir_metric.io.components import STREAMED, Boxes, FileArray, check_space, open_components
+from dsir_metric.io.components import STREAMED, Boxes, FileArray, open_components, reserve
 from dsir_metric.io.images import check_image, check_mask, read_grid, read_image, read_labels, read_mask, write_image
 from dsir_metric.io.registration import write_registration
 from dsir_metric.io.transforms import check_transform, read_transform, write_transform
@@ -13,7 +13,6 @@ __all__ = [
     "atomic",
     "check_image",
     "check_mask",
-    "check_space",
     "check_transform",
     "open_components",
     "prepare_folder",
@@ -22,6 +21,7 @@ __all__ = [
     "read_labels",
     "read_mask",
     "read_transform",
+    "reserve",
     "sweep",
     "write_image",
     "write_json",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +18,7 @@ from dsir_metric.errors import DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 
-__all__ = ["STREAMED", "Boxes", "FileArray", "check_space", "open_components"]
+__all__ = ["STREAMED", "Boxes", "FileArray", "open_components", "reserve"]
 
 _ALIGNMENT = 64  # bytes; so that what maps the file into memory finds its numbers aligned
 
@@ -51,7 +53,8 @@ class FileArray:
         rows = np.ascontiguousarray(values, "<f4").reshape(len(positions), -1)
         for position, row in zip(positions, rows, strict=True):
             self._file.seek(position)
-            self._file.write(row.data)
+            if self._file.write(row.data) < row.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __getitem__(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
         """What is in `box`, see `__setitem__`."""
@@ -104,31 +107,32 @@ def open_components(path: str | Path, grid: Grid, channels: int) -> AbstractCont
     return opener(Path(path), grid, channels)
 
 
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """See that a disk has room.
+def reserve(file: BinaryIO, size: int, folder: Path, what: str) -> None:
+    """Make a new file in `folder` as long as it will be, so that the disk cannot be full later, where the system can.
 
     Raises
     ------
     DataError
-        If it has not.
+        If the disk has no room; `what` begins the message.
     """
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < size:
         raise DataError(
-            f"{what}: needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free in {folder}; free some, or choose "
-            "another folder"
+            f"{what}: needs {size / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free in {folder}; free some, or "
+            "choose another folder"
         )
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
 def _open_mha(path: Path, grid: Grid, channels: int) -> Iterator[Boxes]:
     header = _mha_header(grid, channels)
     shape = (*grid.shape, channels)
-    size = 4 * math.prod(shape)
-    check_space(path.parent, len(header) + size, str(path))
     with atomic(path) as temporary, temporary.open("wb") as file:
+        reserve(file, len(header) + 4 * math.prod(shape), path.parent, str(path))
         file.write(header)
-        file.truncate(len(header) + size)
         yield FileArray(file, shape, len(header))
 
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
-from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.geometry import Grid, jacobian_statistics
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
@@ -127,6 +127,7 @@ def _register(
             make = representations or _representer(config)
             pair = make(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
+        del pair
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
@@ -141,23 +142,27 @@ def _register(
         reports.append(report)
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
-    transform, grid = state.transform(problem.pivot_mm), Grid.of(fixed)
-    cosine, jacobian = guard.score(state), _field(transform, grid).jacobian_statistics()
-    details = {
+    transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
+    finest, cosine = problem.levels[-1], guard.score(state)
+    details: dict[str, object] = {
         "mean_cosine": cosine,
-        "warnings": _warnings(cosine, jacobian["folded_percent"]),
         "overlap": guard.overlap(state),
-        "jacobian": jacobian,
         "turned_deg": askew_deg(problem, np.eye(3)),
-        "working_spacing_mm": problem.levels[-1].spacing_mm,
-        "fixed_representation": dict(problem.levels[-1].fixed.provenance),
-        "moving_representation": dict(problem.levels[-1].moving.provenance),
+        "working_spacing_mm": finest.spacing_mm,
+        "fixed_representation": dict(finest.fixed.provenance),
+        "moving_representation": dict(finest.moving.provenance),
+    }
+    del problem, guard, finest  # the representations are not needed any more
+    jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
+    details |= {
+        "warnings": _warnings(cosine, jacobian["folded_percent"]),
+        "jacobian": jacobian,
         "seconds": clock.seconds,
         "config": to_dict(config),
         "versions": _versions(),
     }
     clock.finish()
-    return RegistrationResult(transform, grid, tuple(reports), details, state.inverse_transform(problem.pivot_mm))
+    return RegistrationResult(transform, Grid.of(fixed), tuple(reports), details, inverse)
 
 
 class _Clock:
@@ -270,12 +275,6 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid) -> sitk.Image:
     if mask is None:
         return foreground(image, grid)
     return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
-
-
-def _field(transform: sitk.Transform, grid: Grid) -> DisplacementField:
-    points = grid.points_mm()
-    moved = point_map(transform).map(points.reshape(-1, 3)).reshape(points.shape)
-    return DisplacementField(moved - points, grid)
 
 
 def _warnings(cosine: float, folded_percent: float) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,11 @@ class Tile:
     core: Box
     inner: Box
 
+    @property
+    def voxels(self) -> int:
+        """Of `source`."""
+        return prod(part.stop - part.start for part in self.source)
+
 
 def tiles(shape: Shape, core: Shape, halo: int) -> Iterator[Tile]:
     """Tiles of a volume.
@@ -59,19 +65,19 @@ def cropped(pieces: Iterable[Tile], crop: Box) -> Iterator[Tile]:
             yield Tile(tile.source, (z, y, x), (next(inner), next(inner), next(inner)))
 
 
-def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int) -> Shape:
+def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
     """Core of the tiles of a volume: a cube of `edge` voxels, or more for a `multiple`; or what `choose_core` takes."""
     if edge is None:
-        return choose_core(shape, halo, multiple, most_voxels)
+        return choose_core(shape, halo, multiple, most_voxels, least)
     return (_ceil(edge, multiple),) * 3
 
 
-def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int) -> Shape:
+def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
     """The core that leaves the fewest voxels to be read, halos and all, by tiles of no more than `most_voxels` voxels.
 
-    A tile cannot be smaller than `multiple` and its halo, whatever `most_voxels` says.
+    Its edges are multiples of `multiple`, and not below `least`, whatever `most_voxels` says.
     """
-    cores, largest, read = zip(*(_cuts(n, halo, multiple) for n in shape), strict=True)
+    cores, largest, read = zip(*(_cuts(n, halo, multiple, least) for n in shape), strict=True)
     fits = _outer(largest) <= most_voxels
     if not fits.any():
         return (cores[0][-1], cores[1][-1], cores[2][-1])
@@ -79,9 +85,9 @@ def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int) -> Sha
     return (cores[0][z], cores[1][y], cores[2][x])
 
 
-def _cuts(size: int, halo: int, multiple: int) -> tuple[list[int], list[int], list[int]]:
+def _cuts(size: int, halo: int, multiple: int, least: int) -> tuple[list[int], list[int], list[int]]:
     """Cores along one axis, the longest first; the longest source that each has, and all its sources together."""
-    pieces = range(1, -(-size // multiple) + 1)
+    pieces = range(1, max(size // max(least, multiple), 1) + 1)
     cores = sorted({_ceil(-(-size // p), multiple) for p in pieces}, reverse=True)
     sources = [[_along(start, size, core, halo)[0] for start in range(0, size, core)] for core in cores]
     lengths = [[source.stop - source.start for source in cut] for cut in sources]
@@ -91,7 +97,8 @@ def _cuts(size: int, halo: int, multiple: int) -> tuple[list[int], list[int], li
 def _outer(along: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Products of one number of each of three axes, (z, y, x)."""
     z, y, x = (np.asarray(numbers, float) for numbers in along)
-    return z[:, None, None] * y[:, None] * x
+    products: NDArray[np.float64] = z[:, None, None] * y[:, None] * x
+    return products
 
 
 def _along(start: int, size: int, core: int, halo: int) -> tuple[slice, slice, slice]:
