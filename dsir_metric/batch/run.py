@@ -95,6 +95,10 @@ def run_batch(
     DISTRIBUTED.check()
     if workers is not None and (workers < 1 or scheduler is not None):
         raise ConfigError(f"workers is {workers}; 1 or more, and none with a scheduler, which has its own")
+    if config.memory_bytes is not None:
+        raise ConfigError(
+            "memory is for a single registration; choose how many pairs there are at once, and spacing_mm"
+        )
     BACKENDS[config.backend].check(config)
     folder = io.prepare_folder(output).absolute()
     work = Work(config, load_card(config.model).weights_hash, cache)

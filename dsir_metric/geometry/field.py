@@ -15,7 +15,7 @@ from dsir_metric.geometry.grid import Grid
 
 __all__ = ["DisplacementField", "jacobian_statistics"]
 
-_SLAB_VOXELS = 1 << 20
+_SLAB_VOXELS = 1 << 19
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,17 +21,18 @@ from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
+from dsir_metric.register.forecast import levels_bytes, may_turn, open_representer, within_memory
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix, rotation
 from dsir_metric.register.pair import Level, pyramid
-from dsir_metric.register.problem import Problem, askew_deg
+from dsir_metric.register.problem import Array, Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
-from dsir_metric.represent import PairRepresenter, Representation, Representer
+from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric.represent.pair import resampled_scan
+from dsir_metric.represent.pair import resampled_scan, turned_grid
 
 __all__ = ["register"]
 
@@ -39,6 +40,7 @@ OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
+_ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -120,11 +122,12 @@ def _register(
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
+    warnings: list[str] = []
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
         else:
-            make = representations or _representer(config)
+            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving), warnings)
             pair = make(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
         del pair
@@ -136,7 +139,7 @@ def _register(
         turn = rotation(state.linear)
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                problem = _turned(problem, moving, make.turned(moving, problem.levels[-1].fixed.grid, turn))
+                problem = _turned(problem, Grid.of(fixed), moving, make, turn, warnings)
                 guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
@@ -155,7 +158,7 @@ def _register(
     del problem, guard, finest  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
     details |= {
-        "warnings": _warnings(cosine, jacobian["folded_percent"]),
+        "warnings": [*dict.fromkeys(warnings), *_warnings(cosine, jacobian["folded_percent"])],
         "jacobian": jacobian,
         "seconds": clock.seconds,
         "config": to_dict(config),
@@ -209,9 +212,13 @@ def _start(initial: sitk.Transform | None) -> State:
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
-def _representer(config: RegisterConfig) -> PairRepresenter:
-    representer = Representer(config.model, config.device, config.threads)
-    return PairRepresenter(representer, config.spacing_mm, config.fixed_intensity, config.moving_intensity)
+def _representer(config: RegisterConfig, fixed: Grid, moving: Grid, warnings: list[str]) -> PairRepresenter:
+    """What represents the scans within the memory that `config` allows."""
+    representer, spacing = open_representer(config, fixed, moving), config.spacing_mm
+    if config.memory_bytes is not None:
+        spacing, remark = within_memory(config, fixed, moving, representer)
+        warnings += [remark] if remark else []
+    return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity)
 
 
 def _prepare(
@@ -234,9 +241,16 @@ def _prepare(
     return Problem(levels, _body(moving, moving_mask, pair[1].grid), middle(mask), config)
 
 
-def _turned(problem: Problem, moving: sitk.Image, along: Representation) -> Problem:
-    """The problem with the moving side along turned axes; the fixed side and the masks stay."""
-    finest, config = problem.levels[-1], problem.config
+def _turned(
+    problem: Problem, fixed: Grid, moving: sitk.Image, make: PairRepresenter, turn: Array, warnings: list[str]
+) -> Problem:
+    """The problem with the moving side along turned axes, if memory allows; the fixed side and the masks stay."""
+    finest, config, grid = problem.levels[-1], problem.config, Grid.of(moving)
+    working = (finest.fixed.grid, finest.moving.grid)
+    if not may_turn(config, fixed, grid, working, turned_grid(grid, working[0], turn), make.representer):
+        warnings.append(_ASKEW.format(askew_deg(problem, turn)))
+        return problem
+    along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
     scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
     return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
 

@@ -103,7 +103,7 @@ class Representer:
         """SHA-256 of the weights."""
         return self.card.weights_hash
 
-    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto") -> Representation:
+    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, held: int = 0) -> Representation:
         """Represent a scan on its own grid.
 
         Parameters
@@ -113,6 +113,8 @@ class Representer:
             are all like it, thick enough for the network to see (almost) nothing else.
         intensity : str or IntensityRule
             Rule, or its name; see `resolve_intensity`. "auto" is what the model's card says.
+        held : int
+            Bytes of the memory that something else than this scan takes meanwhile.
 
         Returns
         -------
@@ -125,13 +127,13 @@ class Representer:
         ShapeError, GeometryError, DataError
             See `dsir_metric.io.check_image`; DataError also if the intensity rule leaves no contrast.
         ConfigError
-            If `intensity` is unknown.
+            If `intensity` is unknown, or the memory cannot hold small tiles.
         ModelFileError, RemoteError
             If the network, here or on a server, answers with NaN or infinity; RemoteError also if no answer comes.
         """
         scaled, grid, rule = self.prepare(image, intensity, plane=True)
         values = np.empty((*grid.shape, self.card.channels), np.float32)
-        self._describe(scaled, grid, canonical_view(values, grid), held=scaled.nbytes)
+        self._describe(scaled, grid, canonical_view(values, grid), held=held + scaled.nbytes)
         return Representation(values, grid, self.provenance(rule))
 
     def write(self, prepared: tuple[NDArray[np.float32], Grid, IntensityRule], path: str | Path) -> None:
@@ -150,7 +152,7 @@ class Representer:
         DataError
             If the ending is no such format, the disk has no room, or writing fails.
         ConfigError
-            If the memory cannot hold the smallest tile.
+            If the memory cannot hold small tiles.
         ModelFileError, RemoteError
             As for a call.
         """
@@ -159,20 +161,14 @@ class Representer:
             self._describe(scaled, grid, CanonicalBoxes(out, grid), scratch=Path(path).parent)
 
     def plan(self, grid: Grid, held: int, *, streamed: bool = False) -> Plan:
-        """Tiles of a 3-D scan on `grid`, where `held` bytes are taken beside `PROCESS_BYTES`; see `make_plan`.
-
-        Raises
-        ------
-        ConfigError
-            If the memory cannot hold the smallest tile.
-        """
+        """Tiles of a 3-D scan on `grid`, where `held` bytes are taken beside `PROCESS_BYTES`; see `make_plan`."""
         order, _ = canonical_axes(grid)
         z, y, x = (grid.shape[axis] for axis in order)
         return self._network.plan((z, y, x), held, streamed=streamed)
 
-    def seconds(self, plan: Plan) -> float | None:
-        """About how long a plan takes, from a small cube that is timed; None where a server has the model."""
-        return None if self.local is None else self.local.seconds(plan)
+    def seconds(self, *plans: Plan) -> float | None:
+        """About how long plans take, from a small cube that is timed; None where a server has the model."""
+        return None if self.local is None else self.local.seconds(*plans)
 
     def prepare(
         self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, plane: bool = False

@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ModelFileError
+from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.io import Boxes, FileArray, reserve
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.plan import Plan, make_plan
@@ -74,6 +74,11 @@ class TiledNetwork:
         """
         held += scaled.nbytes + (out.nbytes if isinstance(out, np.ndarray) else 0)
         plan = self.plan(scaled.shape, held, streamed=scratch is not None)
+        if plan.lacking_bytes and self._memory_bytes is not None:
+            raise ConfigError(
+                f"memory: {self._memory_bytes / 1e6:.0f} MB are too little for {' x '.join(map(str, scaled.shape))} "
+                f"voxels; allow {plan.lacking_bytes / 1e6:.0f} MB more, or take smaller tiles or larger voxels"
+            )
         with self._feature_map(plan, scaled.shape, scratch) as features:
             for tile in plan.image_tiles:
                 features[:, *tile.core] = self.network.features(scaled[tile.source])[:, *tile.inner]
@@ -90,8 +95,8 @@ class TiledNetwork:
             self.card, shape, tile=self._tile, memory_bytes=self._memory_bytes, held=held, streamed=streamed
         )
 
-    def seconds(self, plan: Plan) -> float:
-        """About how long `plan` takes; a small cube is timed for it."""
+    def seconds(self, *plans: Plan) -> float:
+        """About how long `plans` take; a small cube is timed for it."""
         image = np.random.default_rng(0).random((_PROBE, _PROBE, _PROBE), np.float32)
         features = self.network.features(image[:8, :8, :8])
         self.network.descriptors(features)  # the first run of all is slower
@@ -100,7 +105,7 @@ class TiledNetwork:
         middle = time.perf_counter()
         self.network.descriptors(features)
         halves = middle - start, time.perf_counter() - middle
-        return sum(cost * read / image.size for cost, read in zip(halves, plan.work, strict=True))
+        return sum(cost * read / image.size for plan in plans for cost, read in zip(halves, plan.work, strict=True))
 
     def _describe(self, features: NDArray[np.float32] | FileArray, plan: Plan, out: Boxes) -> None:
         """Descriptors of a whole feature map (features, z, y, x), written into `out` (z, y, x, channels)."""

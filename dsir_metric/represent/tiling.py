@@ -75,7 +75,7 @@ def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxel
 def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
     """The core that leaves the fewest voxels to be read, halos and all, by tiles of no more than `most_voxels` voxels.
 
-    Its edges are multiples of `multiple`, and not below `least`, whatever `most_voxels` says.
+    Its edges are multiples of `multiple`, and not much below `least`, whatever `most_voxels` says.
     """
     cores, largest, read = zip(*(_cuts(n, halo, multiple, least) for n in shape), strict=True)
     fits = _outer(largest) <= most_voxels
@@ -87,7 +87,7 @@ def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least:
 
 def _cuts(size: int, halo: int, multiple: int, least: int) -> tuple[list[int], list[int], list[int]]:
     """Cores along one axis, the longest first; the longest source that each has, and all its sources together."""
-    pieces = range(1, max(size // max(least, multiple), 1) + 1)
+    pieces = range(1, -(-size // max(least, multiple)) + 1)
     cores = sorted({_ceil(-(-size // p), multiple) for p in pieces}, reverse=True)
     sources = [[_along(start, size, core, halo)[0] for start in range(0, size, core)] for core in cores]
     lengths = [[source.stop - source.start for source in cut] for cut in sources]
