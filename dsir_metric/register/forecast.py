@@ -63,15 +63,15 @@ def within_memory(config: RegisterConfig, fixed: Grid, moving: Grid, representer
     needed, limit = _needed(fixed, moving, representer, wanted), config.memory_bytes
     if limit is None or needed <= limit:
         return wanted, ""
-    told = f"voxels of {wanted:.3g} mm need {needed / 1e6:.0f} MB of memory, {limit / 1e6:.0f} MB are allowed"
-    sizes = [wanted * _COARSER**k for k in range(1, _STEPS)]
+    told = f"voxels of {wanted:.3g} mm need {needed / 1e6:.0f} MB of memory or more, {limit / 1e6:.0f} MB are allowed"
+    sizes = [float(f"{wanted * _COARSER**k:.3g}") for k in range(1, _STEPS)]  # as they are told
     spacing = next((s for s in sizes if _needed(fixed, moving, representer, s) <= limit), None)
     if spacing is None:
         least = _needed(fixed, moving, representer, sizes[-1])
         raise ConfigError(f"{told}, and larger ones {least / 1e6:.0f} MB at least: allow more (--memory)")
     if config.spacing_mm is not None:
-        raise ConfigError(f"{told}: allow that much (--memory), or take voxels of {spacing:.2f} mm (--spacing)")
-    return spacing, f"{told}: voxels of {spacing:.2f} mm are taken instead"
+        raise ConfigError(f"{told}: allow that much (--memory), or take voxels of {spacing:g} mm (--spacing)")
+    return spacing, f"{told}: voxels of {spacing:g} mm are taken instead"
 
 
 def may_turn(
@@ -93,7 +93,7 @@ def may_turn(
     if config.memory_bytes is None:
         return True
     held = levels_bytes(working, make.card.channels)
-    peak = _base(fixed, moving) + held + _TURNED * prod(moving.size)
+    peak = _base(fixed, moving) + held + 4 * make.card.channels * prod(turned.size) + _TURNED * prod(moving.size)
     return peak <= config.memory_bytes and make.plan(turned, held + _working(turned, make)).lacking_bytes == 0
 
 
@@ -136,9 +136,9 @@ def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: flo
     grids = working_grids(fixed, moving, spacing_mm)
     first, second = _plans(grids, representer)
     scans = zip((fixed, moving), grids, strict=True)
-    held = 4 * representer.card.channels * prod(grids[0].size)
+    held, both = (4 * representer.card.channels * sum(prod(grid.size) for grid in some) for some in (grids[:1], grids))
     return _base(fixed, moving) + max(
-        *((_RESAMPLED if parallel(scan, grid) else _TURNED) * prod(scan.size) for scan, grid in scans),
+        *(both + (_RESAMPLED if parallel(scan, grid) else _TURNED) * prod(scan.size) for scan, grid in scans),
         _working(grids[0], representer) + first.feature_bytes + first.tile_bytes,
         held + _working(grids[1], representer) + second.feature_bytes + second.tile_bytes,
         levels_bytes(grids, representer.card.channels) + _METRIC * prod(grids[0].size),
