@@ -73,8 +73,8 @@ def register(
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
     representations : tuple of Representation, or PairRepresenter, optional
         Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
-        model, memory, spacing and intensities of `config` then play no part. Or what makes them, in place of what `config`
-        says.
+        model, memory, spacing and intensities of `config` then play no part. Or what makes them, in place of what
+        `config` says.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
