@@ -4,8 +4,9 @@ Run with: python benchmarks/memory.py [--do represent register] [--sizes 128,128
 
 Each row is a run of `dsir-metric represent` (to an .mha, which is deleted at once) or `dsir-metric register` on a
 phantom head of 256 x 256 x 300 mm in CT and T1-like contrast, after the same command with `--dry-run`. The peak is
-`ru_maxrss` of that process. Rows are kept in `--table` as they come, so that an interrupted run goes on where it
-stopped; `--plot` draws all of them. 512 x 512 x 300 writes 7.5 GB and takes its time.
+`ru_maxrss` of that process, whose parent stays small: a child starts with its parent's. Rows are kept in `--table` as
+they come, so that an interrupted run goes on where it stopped; `--plot` draws all of them. 512 x 512 x 300 writes
+7.5 GB and takes its time.
 """
 
 from __future__ import annotations
@@ -21,22 +22,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
-
-from dsir_metric.phantom import make_pair
-
 SIZES = ["128,128,75", "192,192,112", "256,256,150", "384,384,225", "512,512,300"]
 COMMAND = [sys.executable, "-c", "from dsir_metric_cli.main import main; main()"]
 EXTENT_MM = (256.0, 256.0, 300.0)
 
 
-def scans(size: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:
+def write_scans(size: tuple[int, ...], folder: Path) -> None:
     """A fixed and a moving scan of `size`, x, y, z: a small phantom, interpolated, in whole numbers."""
+    import SimpleITK as sitk
+
+    from dsir_metric.phantom import make_pair
+
     coarse = (96, 96, 112)
     spacing = tuple(e / n for e, n in zip(EXTENT_MM, coarse, strict=True))
     pair = make_pair(coarse, spacing, ("ct", "t1"))
-    paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
-    for image, path in zip((pair.fixed, pair.moving), paths, strict=True):
+    for image, name in ((pair.fixed, "fixed"), (pair.moving, "moving")):
         fine = sitk.ResampleImageFilter()
         fine.SetSize(size)
         fine.SetOutputSpacing([e / n for e, n in zip(EXTENT_MM, size, strict=True)])
@@ -44,8 +44,7 @@ def scans(size: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:
         fine.SetOutputDirection(image.GetDirection())
         fine.SetOutputPixelType(sitk.sitkInt16)
         fine.SetDefaultPixelValue(float(sitk.GetArrayViewFromImage(image).min()))
-        sitk.WriteImage(fine.Execute(image), str(path))
-    return paths
+        sitk.WriteImage(fine.Execute(image), str(folder / f"{name}.nii.gz"))
 
 
 def peak(arguments: list[str]) -> tuple[float, float, str]:
@@ -65,8 +64,8 @@ def row(do: str, size: str, limit: str, threads: int) -> dict[str, Any]:
     """Measure one command; what --dry-run says of it comes first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        x, y, z = map(int, size.split(","))
-        fixed, moving = map(str, scans((x, y, z), folder))
+        subprocess.run([sys.executable, __file__, "--make", name, "--sizes", size], check=True)
+        fixed, moving = str(folder / "fixed.nii.gz"), str(folder / "moving.nii.gz")
         inputs = [fixed, "-o", str(folder / "dsir.mha")] if do == "represent" else [fixed, moving, "-o", f"{name}/out"]
         arguments = [do, *inputs, "--threads", str(threads), *([] if limit == "none" else ["--memory", limit])]
         told = peak([*arguments, "--dry-run"])[2]
@@ -116,7 +115,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).with_name("memory.json"))
     parser.add_argument("--plot", type=Path, help="such as docs/memory.png")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        write_scans(tuple(map(int, options.sizes[0].split(","))), options.make)
+        return
     rows = json.loads(options.table.read_text()) if options.table.exists() else []
     for do in options.do:
         for limit in options.limits:

@@ -55,8 +55,8 @@ def call(*arguments: object) -> tuple[int, str, str]:
 # Tiles
 
 
-@pytest.mark.parametrize("most", [3000, 9000, 20_000, 60_000])
-@pytest.mark.parametrize("shape", [(40, 50, 60), (17, 80, 33)])
+@pytest.mark.parametrize("most", [2000, 4000, 9000])
+@pytest.mark.parametrize("shape", [(20, 25, 30), (9, 40, 17)])
 def test_no_core_that_fits_leaves_less_to_read(shape: tuple[int, int, int], most: int) -> None:
     def read(core: tuple[int, int, int]) -> tuple[int, int]:
         voxels = [tile.voxels for tile in tiles(shape, core, 4)]
@@ -187,7 +187,10 @@ def test_little_memory_gives_the_same_bits(model_file: Path, tmp_path: Path, roo
 
 
 def test_a_plane_is_written_too(model_file: Path, tmp_path: Path) -> None:
-    image, representer = scan((20, 15, 4))[:, :, 2], Representer(model_file, "cpu", 1)
+    image, representer = (
+        sitk.GaussianSource(sitk.sitkFloat32, [20, 15], [5, 4], [9, 6]),
+        Representer(model_file, "cpu", 1),
+    )
     representer.write(representer.prepare(image, plane=True), tmp_path / "x.mha")
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "x.mha")))
     np.testing.assert_array_equal(written, representer(image).values[0])
@@ -253,23 +256,23 @@ def test_time_goes_with_the_work() -> None:
 
 _LIMIT_MB = 560
 _MEASURE = f"""
-import resource, sys
+import sys
 from dsir_metric.represent import Representer
 from test_large import scan
 representer = Representer(sys.argv[1], "cpu", 1, memory_bytes={_LIMIT_MB}_000_000)
 representer.write(representer.prepare(scan((144, 128, 120))), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""  # ru_maxrss would be that of pytest, which starts it, if that is larger
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_process_stays_below_the_limit(model_file: Path, tmp_path: Path) -> None:
     card = load_card(model_file)
     assert PROCESS_BYTES + 144 * 128 * 120 * card.head_bytes_per_voxel > 1.5 * _LIMIT_MB * 10**6  # as a single tile
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", _MEASURE, str(model_file), str(tmp_path / "x.mha")]
     answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
-    assert int(answer.stdout) < _LIMIT_MB * 10**6
+    assert 1024 * int(answer.stdout) < _LIMIT_MB * 10**6
 
 
 # Registrations
@@ -277,7 +280,7 @@ def test_the_process_stays_below_the_limit(model_file: Path, tmp_path: Path) -> 
 
 def test_the_finest_voxels_that_fit_are_taken() -> None:
     fixed, moving = Grid((300, 300, 200)), Grid((256, 256, 180), (1.0, 1.0, 1.2))
-    for memory in (1_300_000_000, 2_000_000_000):
+    for memory in (1_500_000_000,):
         config = RegisterConfig(memory_bytes=memory, threads=1)
         representer = open_representer(config, fixed, moving)
         spacing, remark = within_memory(config, fixed, moving, representer)
@@ -321,21 +324,22 @@ def test_a_turn_is_left_out_where_memory_is_short() -> None:
 def test_a_turn_that_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair(32, 6.0, rotation_deg=(0.0, 0.0, 14.0), translation_mm=(0.0, 0.0, 0.0), amplitude_mm=2.0)
     monkeypatch.setattr(pipeline, "may_turn", lambda *_: False)
-    result = register(pair.fixed, pair.moving, RegisterConfig(stages=("search", "rigid", "affine"), threads=1))
+    start, config = (
+        sitk.Euler3DTransform((0, 0, 0), 0.0, 0.0, np.deg2rad(14)),
+        RegisterConfig(stages=("rigid", "affine"), threads=1),
+    )
+    result = register(pair.fixed, pair.moving, config, initial_transform=start)
     told = [line for line in result.warnings if "degrees askew; more memory would let it" in line]
     assert len(told) == 1
     assert result.details["turned_deg"] == 0.0
 
 
 def test_register_says_what_the_memory_cost(tmp_path: Path, pair: PhantomPair) -> None:
-    grid = Grid.of(pair.fixed)
-    config = RegisterConfig(threads=1)
-    needed = forecast_registration(config, grid, grid, open_representer(config, grid, grid)).memory_bytes
     paths = tmp_path / "f.nii.gz", tmp_path / "m.nii.gz"
     for image, path in zip((pair.fixed, pair.moving), paths, strict=True):
         io.write_image(image, path)
     arguments = ["register", *paths, "-o", tmp_path / "out", "--threads", 1, "--stages", "centre", "-q"]
-    memory = ["--memory", f"{needed // 10**6 - 8}MB"]
+    memory = ["--memory", "525MB"]
     code, out, _ = call(*arguments, *memory, "--dry-run")
     assert code == 0
     assert "mm are taken instead" in out
