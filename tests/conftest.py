@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import SimpleITK as sitk
+from hypothesis import settings
 
 from dsir_metric.phantom import PhantomPair, make_pair
 
 if TYPE_CHECKING:
     from dsir_metric_train.model import MasrNet
     from servers import Server
+
+
+settings.register_profile("untimed", deadline=None)  # on a busy machine a deadline finds nothing but that
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

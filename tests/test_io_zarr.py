@@ -136,7 +136,7 @@ def images(draw: st.DrawFn) -> sitk.Image:
     return image
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(image=images(), version=st.sampled_from(["0.4", "0.5"]))
 def test_an_image_comes_back_with_its_voxels_and_geometry(tmp_path: Path, image: sitk.Image, version: Any) -> None:
     path = tmp_path / "scan.ome.zarr"

@@ -42,7 +42,7 @@ def same_place(image: object, grid: Grid) -> None:
         np.testing.assert_allclose(list(image.TransformIndexToPhysicalPoint(index)), grid.to_physical(index), atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(grids(), st.integers(1, 4))
 def test_a_representation_goes_there_and_back(grid: Grid, channels: int) -> None:
     values = np.random.default_rng(0).random((*grid.shape, channels + 1), np.float32)
@@ -53,7 +53,7 @@ def test_a_representation_goes_there_and_back(grid: Grid, channels: int) -> None
     assert again.grid.matches(grid, 1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(grids(), st.sampled_from(["uint8", "int16", "uint16", "int32", "uint32", "uint64", "float32", "float64"]))
 def test_an_image_keeps_pixel_type_values_and_place(grid: Grid, kind: str) -> None:
     values = (np.arange(np.prod(grid.size)) % 251).reshape(grid.shape).astype(kind)
@@ -183,7 +183,7 @@ def test_a_transform_maps_points_alike_everywhere(name: str, ending: str, tmp_pa
     np.testing.assert_allclose(mapped(sitk.ReadTransform(str(tmp_path / f"t.{ending}"))), mapped(given_), atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.tuples(*[angles] * 3), st.tuples(*[shifts] * 3), st.tuples(*[shifts] * 3), st.sampled_from([-1.0, 1.0]))
 def test_linear_maps_with_flips_and_centres(
     turn: tuple[float, ...], shift: tuple[float, ...], centre: tuple[float, ...], flip: float

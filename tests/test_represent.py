@@ -15,7 +15,7 @@ from dsir_metric.errors import ConfigError, DataError, GeometryError, ModelFileE
 from dsir_metric.geometry import Grid
 from dsir_metric.represent import Representation, Representer
 from dsir_metric.represent.orientation import canonical_grid, canonical_view
-from dsir_metric.represent.tiled import WORKING_BYTES
+from dsir_metric.represent.plan import WORKING_BYTES
 from dsir_metric.represent.tiling import choose_core, cropped, tiles
 
 SIZES = st.tuples(*[st.integers(1, 40)] * 3)

@@ -76,7 +76,9 @@ class _App(click.Group):
         except MemoryError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise _Refusal("there is not enough memory; take larger voxels (--spacing) or smaller tiles") from error
+            raise _Refusal(
+                "there is not enough memory; say how much there is (--memory 2GB), or take larger voxels (--spacing)"
+            ) from error
 
 
 @click.group(cls=_App, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,13 +8,28 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsir_metric.errors import ConfigError, MissingDependencyError
 
-__all__ = ["DEBUG", "PATH", "Decorator", "debug_option", "hushed", "model_options", "needs", "size"]
+if TYPE_CHECKING:
+    from dsir_metric.represent.forecast import Forecast
+
+__all__ = [
+    "DEBUG",
+    "PATH",
+    "Decorator",
+    "debug_option",
+    "dry_run_option",
+    "hushed",
+    "memory_option",
+    "model_options",
+    "needs",
+    "size",
+    "tell",
+]
 
 DEBUG = "dsir_metric_cli.debug"
 PATH = click.Path(path_type=Path)
@@ -22,12 +37,15 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def size(_: click.Context, __: click.Parameter, text: str) -> int:
-    """Callback of an option: the number of bytes that `800MB` or `1.5GB` means."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)B?", text.strip().upper())
+def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """Callback of an option: the number of bytes that `800MB`, `1.5GB` or `2GiB` means; None where it is not given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:([KMGT]?)B?|([KMGT])IB)", text.strip().upper())
     if found is None:
-        raise ConfigError(f"{text!r} is no size; write it as 800MB or 10GB")
-    return int(float(found[1]) * _UNITS[found[2]])
+        raise ConfigError(f"{text!r} is no size; write it as 800MB, 10GB or 2GiB")
+    unit = _UNITS[found[2]] if found[3] is None else 1024 ** ("KMGT".index(found[3]) + 1)
+    return int(float(found[1]) * unit)
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -37,6 +55,18 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 debug_option: Decorator = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+)
+
+
+memory_option: Decorator = click.option(
+    "--memory",
+    "memory_bytes",
+    metavar="SIZE",
+    callback=size,
+    help="Keep within this, such as 2GB.  [default: no limit]",
+)
+dry_run_option: Decorator = click.option(
+    "--dry-run", is_flag=True, help="Only tell what memory, disk and time it will take, and what would change that."
 )
 
 
@@ -94,3 +124,19 @@ def hushed() -> Iterator[None]:
         os.close(nowhere)
         for warning in told:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def tell(forecast: Forecast) -> None:
+    """Print a forecast, one thing a line."""
+    click.echo(f"voxels: {forecast.voxels / 1e6:.2f} million, in {forecast.tiles} tiles")
+    click.echo(f"memory: {forecast.memory_bytes / 1e6:.0f} MB at most")
+    click.echo(f"disk: {forecast.disk_bytes / 1e6:.0f} MB before compression")
+    click.echo(
+        "time: unknown, a server has the model" if forecast.seconds is None else f"time: {_time(forecast.seconds)}"
+    )
+    for line in forecast.advice:
+        click.echo(line)
+
+
+def _time(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"

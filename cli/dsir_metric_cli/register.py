@@ -11,9 +11,20 @@ from rich.console import Console
 from dsir_metric import io
 from dsir_metric.batch.job import Job
 from dsir_metric.config import from_dict, to_dict
+from dsir_metric.errors import ConfigError
 from dsir_metric.register import RegisterConfig, RegistrationResult
+from dsir_metric.register.forecast import forecast_registration, open_representer
 from dsir_metric.register.presets import load_settings
-from dsir_metric_cli.options import PATH, Decorator, debug_option, hushed, model_options
+from dsir_metric_cli.options import (
+    PATH,
+    Decorator,
+    debug_option,
+    dry_run_option,
+    hushed,
+    memory_option,
+    model_options,
+    tell,
+)
 from dsir_metric_cli.progress import progress_bar, summarise
 
 __all__ = ["Job", "command", "ending_option", "run", "settings", "settings_options"]
@@ -75,9 +86,11 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
 @ending_option
 @settings_options
+@memory_option
+@dry_run_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
 @debug_option
-def command(config: str | None, quiet: bool, **given: Any) -> None:
+def command(config: str | None, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Register MOVING to FIXED, two 3-D scans of any modality.
 
     Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
@@ -86,8 +99,21 @@ def command(config: str | None, quiet: bool, **given: Any) -> None:
     A scan is a file that ITK reads, or OME-Zarr: scan.ome.zarr, a level of it scan.ome.zarr/2, a channel of it
     scan.ome.zarr#channel=1.
     """
-    files = {name: given.pop(name) for name in Job.__dataclass_fields__}
-    run(Job(**files), settings(config, given), Console(stderr=True, quiet=quiet))
+    job = Job(**{name: given.pop(name) for name in Job.__dataclass_fields__})
+    if dry_run:
+        foretell(job, settings(config, given))
+    else:
+        run(job, settings(config, given), Console(stderr=True, quiet=quiet))
+
+
+def foretell(job: Job, config: RegisterConfig) -> None:
+    """Print what a registration will need; of the scans the headers are looked at."""
+    if config.backend != "sitk":
+        raise ConfigError(f"--dry-run knows the backend sitk alone; {config.backend!r} came")
+    with hushed():
+        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+    representer = open_representer(config, fixed, moving)
+    tell(forecast_registration(config, fixed, moving, representer, timed=True))
 
 
 def settings(config: str | None, given: Mapping[str, Any]) -> RegisterConfig:

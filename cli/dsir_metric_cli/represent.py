@@ -12,9 +12,10 @@ import numpy as np
 from dsir_metric import io
 from dsir_metric.bridges import ENGINES, channel_pair, engine, write_files
 from dsir_metric.errors import ConfigError
-from dsir_metric.represent import Representation, Representer, represent_pair
+from dsir_metric.represent import Representer, represent_pair
+from dsir_metric.represent.forecast import forecast_representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric_cli.options import PATH, debug_option, hushed, model_options
+from dsir_metric_cli.options import PATH, debug_option, dry_run_option, hushed, memory_option, model_options, tell
 
 __all__ = ["command"]
 
@@ -31,6 +32,8 @@ _ENDINGS = (*io.IMAGE_ENDINGS, ".npz")
 @click.option("--channels", type=int, metavar="N", help="With --for: how many channels.  [default: the program's]")
 @click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="With --for: voxel size.  [default: chosen]")
 @model_options
+@memory_option
+@dry_run_option
 @debug_option
 def command(
     image: Path,
@@ -41,11 +44,13 @@ def command(
     program: str | None,
     channels: int | None,
     spacing_mm: float | None,
+    dry_run: bool,
     **given: Any,
 ) -> None:
     """Write the representation (DSIR) of IMAGE, a 3-D scan, on its own grid.
 
-    An image file has the channels as components of its voxels, an .ome.zarr as its axis c. An .npz holds values
+    An image file has the channels as components of its voxels, an .ome.zarr as its axis c. Both .mha and .ome.zarr are
+    written piece by piece, for volumes larger than memory; --memory says how much there is. An .npz holds values
     (z, y, x, channel), spacing_mm, origin_mm, direction and provenance.
 
     With --for, IMAGE is the fixed and MOVING the moving scan; the folder gets their channels and register.sh, the
@@ -55,16 +60,28 @@ def command(
     if program is not None:
         if moving is None:
             raise ConfigError("--for needs two scans; give FIXED MOVING")
+        if dry_run:
+            raise ConfigError("--dry-run does not go with --for; try it with `dsir-metric register`")
         write_pair(program, image, moving, output, Representer(**chosen, tile=tile), channels, spacing_mm, intensity)
         return
     if moving is not None or channels is not None or spacing_mm is not None:
         raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
     if not output.name.endswith(_ENDINGS):
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
-    io.prepare_folder(output.parent)
-    with hushed():
-        scan = io.read_image(image)
-    write(Representer(**chosen, tile=tile)(scan, intensity), output)
+    streamed, memory_bytes = output.suffix in io.STREAMED, given["memory_bytes"]
+    if not dry_run:
+        io.prepare_folder(output.parent)
+    if dry_run or memory_bytes is not None:
+        with hushed():
+            grid = io.read_grid(image)
+        representer = Representer(**chosen, tile=tile)
+        forecast = forecast_representation(
+            representer, grid, streamed=streamed, timed=dry_run, memory_bytes=memory_bytes
+        )
+        if dry_run:
+            tell(forecast)
+            return
+    write(Representer(**chosen, tile=tile), image, intensity, output)
 
 
 def write_pair(
@@ -91,15 +108,17 @@ def write_pair(
     click.echo(f"wrote {write_files(program, reduced, folder, fixed, moving)}", err=True)
 
 
-def write(representation: Representation, path: Path) -> None:
-    """Write a representation in the format of the ending of `path`."""
-    grid = representation.grid
-    if path.suffix == ".zarr":
-        with io.open_components_zarr(
-            path, grid, representation.channels, provenance=representation.provenance
-        ) as channels:
-            channels[:, :, :] = representation.values
+def write(representer: Representer, image: Path, intensity: str, path: Path) -> None:
+    """Represent a scan in the format of the ending of `path`."""
+    with hushed():
+        scan = io.read_image(image)
+    if path.suffix in io.STREAMED:
+        prepared = representer.prepare(scan, intensity)
+        del scan
+        representer.write(prepared, path)
         return
+    representation = representer(scan, intensity)
+    grid = representation.grid
     if path.suffix != ".npz":
         io.write_image(representation.to_sitk(), path)
         return

@@ -82,6 +82,10 @@ def run_batch(
     done have failed; a second run does them.
     """
     DISTRIBUTED.check()
+    if config.memory_bytes is not None:
+        raise ConfigError(
+            "memory is for a single registration; choose how many pairs there are at once, and spacing_mm"
+        )
     folder = Path(output).absolute()
     opening = open_cluster(pairs, config, folder, workers, scheduler)
     BACKENDS[config.backend].check(config)

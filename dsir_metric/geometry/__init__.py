@@ -1,7 +1,7 @@
 """Value objects of space, in LPS millimetres: grids and displacement fields; and rotations."""
 
-from dsir_metric.geometry.field import DisplacementField
+from dsir_metric.geometry.field import DisplacementField, jacobian_statistics
 from dsir_metric.geometry.grid import Grid
 from dsir_metric.geometry.rotation import angle_deg, rotation
 
-__all__ = ["DisplacementField", "Grid", "angle_deg", "rotation"]
+__all__ = ["DisplacementField", "Grid", "angle_deg", "jacobian_statistics", "rotation"]

@@ -134,6 +134,12 @@ class Grid:
             self, size=size, spacing_mm=(2 * dx, 2 * dy, 2 * dz), origin_mm=(origin[0], origin[1], origin[2])
         )
 
+    def slab(self, part: slice) -> Grid:
+        """The slices `part` (of step 1) along the last axis."""
+        origin = self.to_physical((0, 0, part.start)).tolist()
+        size = (self.size[0], self.size[1], part.stop - part.start)
+        return replace(self, size=size, origin_mm=(origin[0], origin[1], origin[2]))
+
     def padded(self, margin_vox: int) -> Grid:
         """The grid with `margin_vox` more voxels on each side."""
         return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))

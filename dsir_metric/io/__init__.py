@@ -1,6 +1,7 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
 from dsir_metric.io.atomic import atomic, locked, prepare_folder, remove, sweep, write_json
+from dsir_metric.io.components import STREAMED, Boxes, FileArray, open_components, reserve
 from dsir_metric.io.digest import content_hash
 from dsir_metric.io.images import (
     IMAGE_ENDINGS,
@@ -19,6 +20,9 @@ from dsir_metric.io.zarr_write import open_components_zarr, write_zarr
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "STREAMED",
+    "Boxes",
+    "FileArray",
     "ZarrImage",
     "atomic",
     "check_image",
@@ -27,6 +31,7 @@ __all__ = [
     "content_hash",
     "is_zarr",
     "locked",
+    "open_components",
     "open_components_zarr",
     "open_zarr",
     "prepare_folder",
@@ -37,6 +42,7 @@ __all__ = [
     "read_transform",
     "read_zarr",
     "remove",
+    "reserve",
     "store_of",
     "sweep",
     "write_image",

@@ -63,7 +63,9 @@ def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Im
 
     With `plane`, a 2-D image is one of those that pass.
     """
-    image = sitk.Cast(_scalar_volume(image, name, plane=plane), sitk.sitkFloat32)
+    image = _scalar_volume(image, name, plane=plane)
+    # A copy shares the voxels until one of the two is changed; a cast to the same type would not.
+    image = sitk.Image(image) if image.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(image, sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
     broken = int(values.size - np.isfinite(values).sum())
     if broken:

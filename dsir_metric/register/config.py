@@ -224,6 +224,9 @@ class RegisterConfig:
         "auto", "cpu" or "cuda", for the representations and the backend torch.
     threads : int, optional
         CPU threads; all cores by default.
+    memory_bytes : int, optional
+        What the process may have, with the backend sitk; it makes tiles smaller, and voxels larger where `spacing_mm`
+        is not given. Masks and labels come on top.
     spacing_mm : float, optional
         Isotropic voxel size both images are represented at; chosen from the images by default.
     fixed_intensity, moving_intensity : str
@@ -250,6 +253,7 @@ class RegisterConfig:
     model: str = "default"
     device: str = "auto"
     threads: int | None = None
+    memory_bytes: int | None = None
     spacing_mm: float | None = None
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"
@@ -272,6 +276,11 @@ class RegisterConfig:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend {self.backend!r} is unknown; there are {', '.join(BACKENDS)}")
+        if self.memory_bytes is not None and (self.memory_bytes < 1 or self.backend != "sitk"):
+            raise ConfigError(
+                f"memory_bytes is {self.memory_bytes}, the backend {self.backend!r}; give a positive number; only "
+                "sitk keeps to it"
+            )
         if self.backend != "torch" and self.instance != InstanceConfig():
             raise ConfigError(
                 f"settings of instance optimisation came with the backend {self.backend!r}; only torch has them "

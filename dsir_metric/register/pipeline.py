@@ -16,22 +16,23 @@ from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
-from dsir_metric.geometry import DisplacementField, Grid, rotation
+from dsir_metric.geometry import Grid, jacobian_statistics, rotation
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
+from dsir_metric.register.forecast import levels_bytes, may_turn, open_representer, within_memory
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
-from dsir_metric.register.problem import Problem, askew_deg
+from dsir_metric.register.problem import Array, Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
-from dsir_metric.represent import PairRepresenter, Representation, Representer
+from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric.represent.pair import resampled_scan
+from dsir_metric.represent.pair import resampled_scan, turned_grid
 
 __all__ = ["register"]
 
@@ -39,6 +40,7 @@ OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
+_ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -71,8 +73,8 @@ def register(
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
     representations : tuple of Representation, or PairRepresenter, optional
         Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
-        model, spacing and intensities of `config` then play no part. Or what makes them, in place of what `config`
-        says.
+        model, memory, spacing and intensities of `config` then play no part. Or what makes them, in place of what
+        `config` says.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
@@ -120,13 +122,15 @@ def _register(
 ) -> RegistrationResult:
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
+    warnings: list[str] = []
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
         else:
-            make = representations or _representer(config)
+            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving), warnings)
             pair = make(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
+        del pair
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
@@ -135,29 +139,33 @@ def _register(
         turn = rotation(state.linear[:3, :3])
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                problem = _turned(problem, moving, make.turned(moving, problem.levels[-1].fixed.grid, turn))
+                problem = _turned(problem, Grid.of(fixed), moving, make, turn, warnings)
                 guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
-    transform, grid = state.transform(problem.pivot_mm), Grid.of(fixed)
-    cosine, jacobian = guard.score(state), _field(transform, grid).jacobian_statistics()
-    details = {
+    transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
+    finest, cosine = problem.levels[-1], guard.score(state)
+    details: dict[str, object] = {
         "mean_cosine": cosine,
-        "warnings": _warnings(cosine, jacobian["folded_percent"]),
         "overlap": guard.overlap(state),
-        "jacobian": jacobian,
         "turned_deg": askew_deg(problem, np.eye(3)),
-        "working_spacing_mm": problem.levels[-1].spacing_mm,
-        "fixed_representation": dict(problem.levels[-1].fixed.provenance),
-        "moving_representation": dict(problem.levels[-1].moving.provenance),
+        "working_spacing_mm": finest.spacing_mm,
+        "fixed_representation": dict(finest.fixed.provenance),
+        "moving_representation": dict(finest.moving.provenance),
+    }
+    del problem, guard, finest  # the representations are not needed any more
+    jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
+    details |= {
+        "warnings": [*dict.fromkeys(warnings), *_warnings(cosine, jacobian["folded_percent"])],
+        "jacobian": jacobian,
         "seconds": clock.seconds,
         "config": to_dict(config),
         "versions": _versions(),
     }
     clock.finish()
-    return RegistrationResult(transform, grid, tuple(reports), details, state.inverse_transform(problem.pivot_mm))
+    return RegistrationResult(transform, Grid.of(fixed), tuple(reports), details, inverse)
 
 
 class _Clock:
@@ -204,9 +212,13 @@ def _start(initial: sitk.Transform | None) -> State:
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
-def _representer(config: RegisterConfig) -> PairRepresenter:
-    representer = Representer(config.model, config.device, config.threads)
-    return PairRepresenter(representer, config.spacing_mm, config.fixed_intensity, config.moving_intensity)
+def _representer(config: RegisterConfig, fixed: Grid, moving: Grid, warnings: list[str]) -> PairRepresenter:
+    """What represents the scans within the memory that `config` allows."""
+    representer, spacing = open_representer(config, fixed, moving), config.spacing_mm
+    if config.memory_bytes is not None:
+        spacing, remark = within_memory(config, fixed, moving, representer)
+        warnings += [remark] if remark else []
+    return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity)
 
 
 def _prepare(
@@ -229,9 +241,16 @@ def _prepare(
     return Problem(levels, _body(moving, moving_mask, pair[1].grid, "moving"), middle(mask), config)
 
 
-def _turned(problem: Problem, moving: sitk.Image, along: Representation) -> Problem:
-    """The problem with the moving side along turned axes; the fixed side and the masks stay."""
-    finest, config = problem.levels[-1], problem.config
+def _turned(
+    problem: Problem, fixed: Grid, moving: sitk.Image, make: PairRepresenter, turn: Array, warnings: list[str]
+) -> Problem:
+    """The problem with the moving side along turned axes, if memory allows; the fixed side and the masks stay."""
+    finest, config, grid = problem.levels[-1], problem.config, Grid.of(moving)
+    working = (finest.fixed.grid, finest.moving.grid)
+    if not may_turn(config, fixed, grid, working, turned_grid(grid, working[0], turn), make.representer):
+        warnings.append(_ASKEW.format(askew_deg(problem, turn)))
+        return problem
+    along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
     scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
     return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
 
@@ -270,12 +289,6 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> 
     if mask is None:
         return foreground(image, grid, name)
     return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
-
-
-def _field(transform: sitk.Transform, grid: Grid) -> DisplacementField:
-    points = grid.points_mm()
-    moved = point_map(transform).map(points.reshape(-1, 3)).reshape(points.shape)
-    return DisplacementField(moved - points, grid)
 
 
 def _warnings(cosine: float, folded_percent: float) -> list[str]:

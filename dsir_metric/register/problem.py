@@ -13,7 +13,7 @@ from dsir_metric.geometry import angle_deg
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level
 
-__all__ = ["Deform", "Deformation", "Problem", "Report", "askew_deg"]
+__all__ = ["Array", "Deform", "Deformation", "Problem", "Report", "askew_deg"]
 
 Array = NDArray[np.float64]
 _LINEAR_MM = 3.0  # the linear stages need no voxels smaller than this

@@ -36,9 +36,11 @@ class IntensityRule:
     high: float
     detected: bool = False
 
-    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`values` of any shape, raw, to float32 in [0, 1]."""
-        scaled = (values.astype(np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+    def apply(self, values: NDArray[np.float32], *, in_place: bool = False) -> NDArray[np.float32]:
+        """`values` of any shape, raw, to float32 in [0, 1]; `in_place`, they change themselves."""
+        scaled = values.astype(np.float32, copy=not in_place)
+        scaled -= np.float32(self.low)
+        scaled /= np.float32(self.high - self.low)
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
@@ -79,6 +81,7 @@ def resolve_intensity(values: NDArray[np.float32], intensity: str = "auto") -> I
         return IntensityRule("ct", *CT_WINDOW_HU, detected=intensity == "auto")
     low = float(np.percentile(values, 0.5))
     bright = values[values > values.mean()]
-    if bright.size == 0 or not float(np.percentile(bright, 99.5)) > low:
+    high = float(np.percentile(bright, 99.5, overwrite_input=True)) if bright.size else low
+    if not high > low:
         raise DataError("the image has no contrast (constant intensity); check that it is the right file")
-    return IntensityRule("mr", low, float(np.percentile(bright, 99.5)), detected=intensity == "auto")
+    return IntensityRule("mr", low, high, detected=intensity == "auto")

@@ -6,6 +6,7 @@ A scan can be stored along any axes, forwards or backwards; the header says whic
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from dsir_metric.geometry import Grid
+from dsir_metric.io import Boxes
 
-__all__ = ["canonical_axes", "canonical_grid", "canonical_view"]
+__all__ = ["CanonicalBoxes", "canonical_axes", "canonical_grid", "canonical_view"]
 
 
 def canonical_axes(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]]:
@@ -36,6 +38,31 @@ def canonical_view(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     order, flips = canonical_axes(grid)
     turned: NDArray[Any] = values.transpose(*order, *range(3, values.ndim))
     return np.flip(turned, flips)
+
+
+class CanonicalBoxes:
+    """`canonical_view` of what can only be written box by box, by one thread at a time.
+
+    Parameters
+    ----------
+    out : Boxes
+        Takes boxes (z, y, x) of values (z, y, x, channels) along the axes of `grid`.
+    grid : Grid
+    """
+
+    def __init__(self, out: Boxes, grid: Grid) -> None:
+        self._out, self._shape, self._lock = out, grid.shape, Lock()
+        self._order, self._flips = canonical_axes(grid)
+
+    def __setitem__(self, box: tuple[slice, slice, slice], values: NDArray[np.float32]) -> None:
+        """Write `values` (z, y, x, channels) into `box`, both along the canonical axes."""
+        parts = dict(zip(self._order, box, strict=True))
+        for k in self._flips:
+            axis, part = self._order[k], box[k]
+            parts[axis] = slice(self._shape[axis] - part.stop, self._shape[axis] - part.start)
+        back = np.argsort(self._order).tolist()
+        with self._lock:
+            self._out[parts[0], parts[1], parts[2]] = np.flip(values, self._flips).transpose(*back, 3)
 
 
 def canonical_grid(grid: Grid) -> Grid:

@@ -21,10 +21,12 @@ from dsir_metric.represent.representer import Representer
 __all__ = [
     "MOST_VOXELS",
     "PairRepresenter",
+    "parallel",
     "represent_pair",
     "represent_turned",
     "resampled",
     "resampled_scan",
+    "turned_grid",
     "working_grids",
 ]
 
@@ -71,9 +73,9 @@ class PairRepresenter:
             rotation=rotation,
         )
 
-    def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64]) -> Representation:
+    def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64], held: int = 0) -> Representation:
         """The moving scan along turned axes, see `represent_turned`; it suits this pair alone, so no cache has it."""
-        return represent_turned(moving, fixed, rotation, self.representer, self.moving_intensity)
+        return represent_turned(moving, fixed, rotation, self.representer, self.moving_intensity, held=held)
 
 
 def represent_pair(
@@ -136,9 +138,10 @@ def represent_pair(
         )
     fixed_grid, moving_grid = working_grids(Grid.of(fixed), Grid.of(moving), spacing_mm, shared=shared)
     first = _represent(fixed, fixed_grid, representer, fixed_intensity, cache)
+    held = first.values.nbytes
     if rotation is not None:
-        return first, represent_turned(moving, fixed_grid, rotation, representer, moving_intensity)
-    return first, _represent(moving, moving_grid, representer, moving_intensity, cache)
+        return first, represent_turned(moving, fixed_grid, rotation, representer, moving_intensity, held=held)
+    return first, _represent(moving, moving_grid, representer, moving_intensity, cache, held=held)
 
 
 def working_grids(
@@ -212,8 +215,20 @@ def _bounding_box(grid: Grid, direction: tuple[float, ...]) -> Grid:
     )
 
 
+def turned_grid(moving: Grid, fixed: Grid, rotation: NDArray[np.float64]) -> Grid:
+    """Grid of `represent_turned`."""
+    turned = tuple((rotation @ np.reshape(fixed.direction, (3, 3))).ravel().tolist())
+    return _bounding_box(moving, turned).resampled(fixed.spacing_mm[0])
+
+
 def represent_turned(
-    moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64], representer: Representer, intensity: str = "auto"
+    moving: sitk.Image,
+    fixed: Grid,
+    rotation: NDArray[np.float64],
+    representer: Representer,
+    intensity: str = "auto",
+    *,
+    held: int = 0,
 ) -> Representation:
     """Represent the moving scan along axes that are turned as the anatomy is.
 
@@ -232,6 +247,8 @@ def represent_turned(
     representer : Representer
     intensity : str
         Its intensity rule.
+    held : int
+        See `Representer.__call__`.
 
     Returns
     -------
@@ -245,21 +262,20 @@ def represent_turned(
     DsirError
         What `Representer` raises.
     """
-    turned = tuple((rotation @ np.reshape(fixed.direction, (3, 3))).ravel().tolist())
-    grid = _bounding_box(Grid.of(moving), turned).resampled(fixed.spacing_mm[0])
+    grid = turned_grid(Grid.of(moving), fixed, rotation)
     straight = replace(grid, direction=fixed.direction)
     rule = representer.rule(sitk.GetArrayViewFromImage(moving), intensity)
-    return replace(representer(straight.stamp(resampled(moving, grid)), rule), grid=grid)
+    return replace(representer(straight.stamp(resampled(moving, grid)), rule, held=held), grid=grid)
 
 
 def _represent(
-    image: sitk.Image, grid: Grid, representer: Representer, intensity: str, cache: Cache | None
+    image: sitk.Image, grid: Grid, representer: Representer, intensity: str, cache: Cache | None, held: int = 0
 ) -> Representation:
     rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
     if cache is None:
-        return representer(resampled(image, grid), rule)
+        return representer(resampled(image, grid), rule, held=held)
     key = cache.key(image, grid, representer.model_hash, rule)
-    return cache.get(key, grid, lambda: representer(resampled(image, grid), rule))
+    return cache.get(key, grid, lambda: representer(resampled(image, grid), rule, held=held))
 
 
 def resampled_scan(image: sitk.Image, grid: Grid, intensity: str = "auto") -> Representation:
@@ -278,16 +294,19 @@ def resampled(image: sitk.Image, grid: Grid) -> sitk.Image:
     width = np.sqrt(np.maximum(grid.spacing_mm[0] ** 2 - np.square(old.spacing_mm), 0))
     sigma = (width * _SIGMA_PER_WIDTH / old.spacing_mm)[: old.dimension]
     smooth = ndimage.gaussian_filter(sitk.GetArrayViewFromImage(image), sigma[::-1], mode="nearest")
+    low, high = float(smooth.min()), float(smooth.max())
+    blurred = old.stamp(sitk.GetImageFromArray(smooth))
+    del smooth  # not beside the coefficients of the splines
     resample = sitk.ResampleImageFilter()
     resample.SetReferenceImage(grid.image())
     resample.UseNearestNeighborExtrapolatorOn()
-    turned = not _parallel(old, grid)
+    turned = not parallel(old, grid)
     resample.SetInterpolator(sitk.sitkBSpline if turned else sitk.sitkLinear)
-    out: sitk.Image = resample.Execute(old.stamp(sitk.GetImageFromArray(smooth)))
-    return sitk.Clamp(out, out.GetPixelID(), float(smooth.min()), float(smooth.max())) if turned else out
+    out: sitk.Image = resample.Execute(blurred)
+    return sitk.Clamp(out, out.GetPixelID(), low, high) if turned else out
 
 
-def _parallel(one: Grid, other: Grid) -> bool:
+def parallel(one: Grid, other: Grid) -> bool:
     """Whether the axes of two grids are the same, in any order and sense."""
     cosines = np.abs(np.reshape(one.direction, (3, 3)).T @ np.reshape(other.direction, (3, 3)))
     return bool(np.allclose(cosines, np.round(cosines), atol=1e-3))

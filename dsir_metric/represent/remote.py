@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -31,7 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError, RemoteError
+from dsir_metric.io import Boxes
 from dsir_metric.represent.card import ModelCard
+from dsir_metric.represent.plan import Plan
 from dsir_metric.represent.tiling import Box, Shape, Tile, core_of, cropped, tiles
 from dsir_metric.represent.transport import (
     Access,
@@ -48,6 +51,7 @@ __all__ = ["RemoteConfig", "RemoteNetwork", "is_remote"]
 
 Answer = TypeVar("Answer")
 _LONGEST_WAIT_S = 16.0
+_BYTES_PER_NUMBER = 8  # of a tile that is sent and answered: what came, and a copy
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,18 @@ class RemoteNetwork:
         """Address of the model, and the precision of its answers."""
         return f"{self._address.text}, {self.offer.precision}"
 
-    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32], crop: Box | None = None) -> None:
+    def describe(
+        self,
+        scaled: NDArray[np.float32],
+        out: Boxes,
+        crop: Box | None = None,
+        *,
+        held: int = 0,
+        scratch: Path | None = None,
+    ) -> None:
         """Write the descriptors of a volume (z, y, x) in [0, 1], or of a `crop` of it, into `out` (z, y, x, channels).
+
+        `held` and `scratch` are of no effect: the server has the feature map.
 
         Raises
         ------
@@ -151,7 +165,7 @@ class RemoteNetwork:
         ConfigError
             If the tiles are larger than what the server takes.
         """
-        pieces = self._plan(scaled.shape)
+        pieces = self._pieces(scaled.shape)
         if crop is not None:
             pieces = list(cropped(pieces, crop))
         halt = threading.Event()
@@ -164,7 +178,13 @@ class RemoteNetwork:
         finally:
             halt.set()
 
-    def _plan(self, shape: Shape) -> list[Tile]:
+    def plan(self, shape: Shape, held: int = 0, *, streamed: bool = False) -> Plan:
+        """The tiles that are sent, some of them at a time; nothing else depends on `held` and `streamed`."""
+        pieces = tuple(self._pieces(shape))
+        answer = _BYTES_PER_NUMBER * (1 + self.card.channels) * max(tile.voxels for tile in pieces)
+        return Plan(pieces, (), min(self._config.in_flight, len(pieces)) * answer, 0, scratch=False)
+
+    def _pieces(self, shape: Shape) -> list[Tile]:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""
         card, most = self.card, self.offer.max_voxels
         halo = -(-(card.halo + card.head_halo) // card.multiple) * card.multiple

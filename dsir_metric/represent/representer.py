@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
-from dsir_metric.io import check_image
+from dsir_metric.io import Boxes, check_image, open_components
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import open_network
-from dsir_metric.represent.orientation import canonical_view
+from dsir_metric.represent.orientation import CanonicalBoxes, canonical_axes, canonical_view
+from dsir_metric.represent.plan import Plan
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.tiled import TiledNetwork
@@ -36,8 +37,10 @@ class Representer:
     threads : int or None
         CPU threads; None for every core. Of no effect on a server's model.
     tile : int or None
-        Edge of a tile's core in voxels. None takes the largest that needs about 2 GiB of working memory, or that the
-        server takes. The result is the same, bit for bit.
+        Edge of a tile's core in voxels. None chooses what leaves the network least to do within `memory_bytes`, or with
+        about 2 GiB, or that the server takes. The result is the same, bit for bit.
+    memory_bytes : int or None
+        Bytes that the whole process may have while a scan is represented. Of no effect on a server's model.
 
     Attributes
     ----------
@@ -52,7 +55,7 @@ class Representer:
     MissingDependencyError
         If ONNX Runtime is absent or installed twice, or what talks to servers is absent.
     ConfigError
-        If `device`, `threads` or `tile` is out of range, or an address is none.
+        If `device`, `threads`, `tile` or `memory_bytes` is out of range, or an address is none.
     RemoteError
         If a server does not answer, or has another model.
 
@@ -68,14 +71,17 @@ class Representer:
         device: str = "auto",
         threads: int | None = None,
         tile: int | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
+        if memory_bytes is not None and memory_bytes < 1:
+            raise ConfigError(f"memory_bytes is {memory_bytes}; give a positive number of bytes, or none for no limit")
         if tile is not None and tile < 1:
             raise ConfigError(f"tile is {tile}; give the edge of a tile in voxels, or none to have it chosen")
         self._network: TiledNetwork | RemoteNetwork
         if is_remote(model):
             self._network = RemoteNetwork(str(model), tile)
         else:
-            self._network = TiledNetwork(open_network(model, device, threads), tile)
+            self._network = TiledNetwork(open_network(model, device, threads), tile, memory_bytes)
 
     @property
     def local(self) -> TiledNetwork | None:
@@ -97,7 +103,7 @@ class Representer:
         """SHA-256 of the weights."""
         return self.card.weights_hash
 
-    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto") -> Representation:
+    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, held: int = 0) -> Representation:
         """Represent a scan on its own grid.
 
         Parameters
@@ -107,6 +113,8 @@ class Representer:
             are all like it, thick enough for the network to see (almost) nothing else.
         intensity : str or IntensityRule
             Rule, or its name; see `resolve_intensity`. "auto" is what the model's card says.
+        held : int
+            Bytes of the memory that something else than this scan takes meanwhile.
 
         Returns
         -------
@@ -119,17 +127,48 @@ class Representer:
         ShapeError, GeometryError, DataError
             See `dsir_metric.io.check_image`; DataError also if the intensity rule leaves no contrast.
         ConfigError
-            If `intensity` is unknown.
+            If `intensity` is unknown, or the memory cannot hold small tiles.
         ModelFileError, RemoteError
             If the network, here or on a server, answers with NaN or infinity; RemoteError also if no answer comes.
         """
         scaled, grid, rule = self.prepare(image, intensity, plane=True)
         values = np.empty((*grid.shape, self.card.channels), np.float32)
-        if grid.dimension == 2:
-            self._describe_slice(scaled, canonical_view(values, grid))
-        else:
-            self._network.describe(scaled, canonical_view(values, grid))
+        self._describe(scaled, grid, canonical_view(values, grid), held=held + scaled.nbytes)
         return Representation(values, grid, self.provenance(rule))
+
+    def write(self, prepared: tuple[NDArray[np.float32], Grid, IntensityRule], path: str | Path) -> None:
+        """Write the representation of a scan into a file, piece by piece: no more of it is ever in memory.
+
+        Parameters
+        ----------
+        prepared : tuple
+            The scan as `prepare` makes it; the image itself is no longer needed then.
+        path : str or Path
+            See `open_components`, whose formats it takes. The feature map may take room beside it meanwhile, in a file
+            without a name.
+
+        Raises
+        ------
+        DataError
+            If the ending is no such format, the disk has no room, or writing fails.
+        ConfigError
+            If the memory cannot hold small tiles.
+        ModelFileError, RemoteError
+            As for a call.
+        """
+        scaled, grid, rule = prepared
+        with open_components(path, grid, self.card.channels, self.provenance(rule)) as out:
+            self._describe(scaled, grid, CanonicalBoxes(out, grid), scratch=Path(path).parent)
+
+    def plan(self, grid: Grid, held: int, *, streamed: bool = False) -> Plan:
+        """Tiles of a 3-D scan on `grid`, where `held` bytes are taken beside `PROCESS_BYTES`; see `make_plan`."""
+        order, _ = canonical_axes(grid)
+        z, y, x = (grid.shape[axis] for axis in order)
+        return self._network.plan((z, y, x), held, streamed=streamed)
+
+    def seconds(self, *plans: Plan) -> float | None:
+        """About how long plans take, from a small cube that is timed; None where a server has the model."""
+        return None if self.local is None else self.local.seconds(*plans)
 
     def prepare(
         self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, plane: bool = False
@@ -154,9 +193,10 @@ class Representer:
         """
         image = check_image(image, "image", plane=plane)
         grid = Grid.of(image)
-        raw = np.ascontiguousarray(canonical_view(sitk.GetArrayViewFromImage(image).reshape(grid.shape), grid))
-        rule = intensity if isinstance(intensity, IntensityRule) else self.rule(raw, intensity)
-        scaled = rule.apply(raw)
+        raw = sitk.GetArrayViewFromImage(image).reshape(grid.shape)
+        scaled = np.array(canonical_view(raw, grid), order="C")
+        rule = intensity if isinstance(intensity, IntensityRule) else self.rule(scaled, intensity)
+        rule.apply(scaled, in_place=True)
         if scaled.min() == scaled.max():
             raise DataError(
                 f"image: nothing lies within the intensities {rule.low:g} to {rule.high:g}; it has {raw.min():g} to "
@@ -174,7 +214,16 @@ class Representer:
         self._network.describe(scaled, values)
         return values
 
-    def _describe_slice(self, scaled: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def _describe(
+        self, scaled: NDArray[np.float32], grid: Grid, out: Boxes, *, held: int = 0, scratch: Path | None = None
+    ) -> None:
+        """Write the descriptors of a prepared scan into `out` (z, y, x, channels), both along canonical axes."""
+        if grid.dimension == 2:
+            self._describe_slice(scaled, out)
+        else:
+            self._network.describe(scaled, out, held=held, scratch=scratch)
+
+    def _describe_slice(self, scaled: NDArray[np.float32], out: Boxes) -> None:
         """Write the descriptors of a slice (1, y, x) amid `halo` others like it into `out` (1, y, x, channels).
 
         Twice as many would leave nothing else to be seen; the cosine with those descriptors is above 0.9999.

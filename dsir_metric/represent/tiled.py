@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ModelFileError
+from dsir_metric.errors import ConfigError, ModelFileError
+from dsir_metric.io import Boxes, FileArray, reserve
 from dsir_metric.represent.network import Network
-from dsir_metric.represent.tiling import Box, Shape, Tile, core_of, tiles
+from dsir_metric.represent.plan import Plan, make_plan
+from dsir_metric.represent.tiling import Box, Shape
 
-__all__ = ["WORKING_BYTES", "TiledNetwork"]
+__all__ = ["TiledNetwork"]
 
-WORKING_BYTES = 2 << 30
+_PROBE = 56  # edge, in voxels, of the cube that is timed
 
 
 class TiledNetwork:
@@ -23,62 +29,113 @@ class TiledNetwork:
     ----------
     network : Network
     tile : int or None
-        Edge of a tile's core in voxels. None takes the largest that needs about 2 GiB of working memory.
+        Edge of a tile's core in voxels; chosen by default.
+    memory_bytes : int or None
+        What the process may have; by default a tile has about 2 GiB, and nothing else is limited.
     """
 
-    def __init__(self, network: Network, tile: int | None = None) -> None:
+    def __init__(self, network: Network, tile: int | None = None, memory_bytes: int | None = None) -> None:
         self.network = network
         self.card = network.card
-        self._tile = tile
+        self._tile, self._memory_bytes = tile, memory_bytes
 
     @property
     def provider(self) -> str:
         """Execution provider in use."""
         return self.network.provider
 
-    def describe(self, scaled: NDArray[np.float32], out: NDArray[np.float32], crop: Box | None = None) -> None:
+    def describe(
+        self,
+        scaled: NDArray[np.float32],
+        out: Boxes,
+        crop: Box | None = None,
+        *,
+        held: int = 0,
+        scratch: Path | None = None,
+    ) -> None:
         """Write the descriptors of a volume (z, y, x) in [0, 1], or of a `crop` of it, into `out` (z, y, x, channels).
+
+        Parameters
+        ----------
+        scaled : ndarray of float32, shape (z, y, x)
+        out : ndarray or Boxes
+        crop : tuple of slice, optional
+        held : int
+            Bytes that the caller holds meanwhile, apart from `scaled` and an array `out`.
+        scratch : Path, optional
+            Folder for the feature map where it is too large for the memory.
 
         Raises
         ------
         ModelFileError
             If the network answers with NaN or infinity.
+        ConfigError
+            If the memory cannot hold the smallest tile.
         """
-        features = self.features(scaled)
-        if crop is None:
-            self.describe_features(features, out)
-            return
-        halo = self.card.head_halo
-        near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
-        features = np.ascontiguousarray(features[:, *near])
-        values = np.empty((*features.shape[1:], self.card.channels), np.float32)
-        self.describe_features(features, values)
-        out[:] = values[tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))]
+        held += scaled.nbytes + (out.nbytes if isinstance(out, np.ndarray) else 0)
+        plan = self.plan(scaled.shape, held, streamed=scratch is not None)
+        if plan.lacking_bytes and self._memory_bytes is not None:
+            raise ConfigError(
+                f"memory: {self._memory_bytes / 1e6:.0f} MB are too little for {' x '.join(map(str, scaled.shape))} "
+                f"voxels; allow {plan.lacking_bytes / 1e6:.0f} MB more, or take smaller tiles or larger voxels"
+            )
+        with self._feature_map(plan, scaled.shape, scratch) as features:
+            for tile in plan.image_tiles:
+                features[:, *tile.core] = self.network.features(scaled[tile.source])[:, *tile.inner]
+            if crop is None:
+                self._describe(features, plan, out)
+            else:
+                self._describe_crop(features, crop, held, out)
 
-    def features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Feature map (features, z, y, x) of a whole volume (z, y, x) in [0, 1]."""
-        features = np.empty((self.card.features, *scaled.shape), np.float32)
-        for tile in self.image_tiles(scaled.shape):
-            features[:, *tile.core] = self.network.features(scaled[tile.source])[:, *tile.inner]
-        return features
+    def plan(self, shape: Shape, held: int | None = None, *, streamed: bool = False) -> Plan:
+        """Tiles of a volume (z, y, x); see `make_plan`. Without `held`, it and its descriptors are all there is."""
+        if held is None:
+            held = 4 * (1 + self.card.channels) * int(np.prod(shape))
+        return make_plan(
+            self.card, shape, tile=self._tile, memory_bytes=self._memory_bytes, held=held, streamed=streamed
+        )
 
-    def describe_features(self, features: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def seconds(self, *plans: Plan) -> float:
+        """About how long `plans` take; a small cube is timed for it."""
+        image = np.random.default_rng(0).random((_PROBE, _PROBE, _PROBE), np.float32)
+        features = self.network.features(image[:8, :8, :8])
+        self.network.descriptors(features)  # the first run of all is slower
+        start = time.perf_counter()
+        features = self.network.features(image)
+        middle = time.perf_counter()
+        self.network.descriptors(features)
+        halves = middle - start, time.perf_counter() - middle
+        return sum(cost * read / image.size for plan in plans for cost, read in zip(halves, plan.work, strict=True))
+
+    def _describe(self, features: NDArray[np.float32] | FileArray, plan: Plan, out: Boxes) -> None:
         """Descriptors of a whole feature map (features, z, y, x), written into `out` (z, y, x, channels)."""
-        for tile in self.feature_tiles(out.shape[:3]):
+        for tile in plan.feature_tiles:
             piece = self.network.descriptors(features[:, *tile.source])[tile.inner]
             if not np.isfinite(np.vdot(piece, piece)):
                 raise self.diverged()
             out[tile.core] = piece
+            del piece  # not beside the next one
 
-    def image_tiles(self, shape: Shape) -> Iterator[Tile]:
-        """Tiles of a volume (z, y, x) for the first half of the network."""
-        card, most = self.card, WORKING_BYTES // self.card.bytes_per_voxel
-        return tiles(shape, core_of(shape, self._tile, card.halo, card.multiple, most), card.halo)
+    def _describe_crop(self, features: NDArray[np.float32] | FileArray, crop: Box, held: int, out: Boxes) -> None:
+        halo = self.card.head_halo
+        near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
+        around = np.ascontiguousarray(features[:, *near])
+        z, y, x = around.shape[1:]
+        values = np.empty((z, y, x, self.card.channels), np.float32)
+        self._describe(around, self.plan((z, y, x), held + values.nbytes), values)
+        z, y, x = (slice(0, s.stop - s.start) for s in crop)
+        inner = tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
+        out[z, y, x] = values[inner]
 
-    def feature_tiles(self, shape: Shape) -> Iterator[Tile]:
-        """Tiles of a feature map of a volume (z, y, x) for the second half of the network."""
-        card, most = self.card, WORKING_BYTES // self.card.head_bytes_per_voxel
-        return tiles(shape, core_of(shape, self._tile, card.head_halo, 1, most), card.head_halo)
+    @contextmanager
+    def _feature_map(self, plan: Plan, shape: Shape, scratch: Path | None) -> Iterator[NDArray[np.float32] | FileArray]:
+        """An empty feature map (features, z, y, x) for a volume, in memory or in a file that nobody else sees."""
+        if plan.scratch and scratch is not None:
+            with TemporaryFile(dir=scratch, buffering=0) as file:
+                reserve(file, plan.feature_bytes, scratch, "the feature map")
+                yield FileArray(file, (self.card.features, *shape))
+        else:
+            yield np.empty((self.card.features, *shape), np.float32)
 
     def diverged(self) -> ModelFileError:
         """What to raise when the network answers with NaN or infinity."""

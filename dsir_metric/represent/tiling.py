@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Box", "Shape", "Tile", "choose_core", "core_of", "cropped", "tiles"]
 
@@ -29,6 +33,11 @@ class Tile:
     source: Box
     core: Box
     inner: Box
+
+    @property
+    def voxels(self) -> int:
+        """Of `source`."""
+        return prod(part.stop - part.start for part in self.source)
 
 
 def tiles(shape: Shape, core: Shape, halo: int) -> Iterator[Tile]:
@@ -56,29 +65,40 @@ def cropped(pieces: Iterable[Tile], crop: Box) -> Iterator[Tile]:
             yield Tile(tile.source, (z, y, x), (next(inner), next(inner), next(inner)))
 
 
-def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int) -> Shape:
+def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
     """Core of the tiles of a volume: a cube of `edge` voxels, or more for a `multiple`; or what `choose_core` takes."""
     if edge is None:
-        return choose_core(shape, halo, multiple, most_voxels)
+        return choose_core(shape, halo, multiple, most_voxels, least)
     return (_ceil(edge, multiple),) * 3
 
 
-def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int) -> Shape:
-    """The fewest pieces whose tiles, halo and all, have no more than `most_voxels` voxels.
+def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
+    """The core that leaves the fewest voxels to be read, halos and all, by tiles of no more than `most_voxels` voxels.
 
-    The longest edge is cut first, so that tiles become cubes. A tile cannot be smaller than `multiple` and its halo,
-    whatever `most_voxels` says.
+    Its edges are multiples of `multiple`, and not much below `least`, whatever `most_voxels` says.
     """
-    pieces = [1, 1, 1]
-    while True:
-        core = [_ceil(-(-n // p), multiple) for n, p in zip(shape, pieces, strict=True)]
-        voxels = 1
-        for n, c in zip(shape, core, strict=True):
-            voxels *= min(n, c + 2 * halo)
-        longest = max(range(3), key=lambda axis: core[axis])
-        if voxels <= most_voxels or core[longest] <= multiple:
-            return (core[0], core[1], core[2])
-        pieces[longest] += 1
+    cores, largest, read = zip(*(_cuts(n, halo, multiple, least) for n in shape), strict=True)
+    fits = _outer(largest) <= most_voxels
+    if not fits.any():
+        return (cores[0][-1], cores[1][-1], cores[2][-1])
+    z, y, x = np.unravel_index(np.argmin(np.where(fits, _outer(read), np.inf)), fits.shape)
+    return (cores[0][z], cores[1][y], cores[2][x])
+
+
+def _cuts(size: int, halo: int, multiple: int, least: int) -> tuple[list[int], list[int], list[int]]:
+    """Cores along one axis, the longest first; the longest source that each has, and all its sources together."""
+    pieces = range(1, -(-size // max(least, multiple)) + 1)
+    cores = sorted({_ceil(-(-size // p), multiple) for p in pieces}, reverse=True)
+    sources = [[_along(start, size, core, halo)[0] for start in range(0, size, core)] for core in cores]
+    lengths = [[source.stop - source.start for source in cut] for cut in sources]
+    return cores, [max(cut) for cut in lengths], [sum(cut) for cut in lengths]
+
+
+def _outer(along: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Products of one number of each of three axes, (z, y, x)."""
+    z, y, x = (np.asarray(numbers, float) for numbers in along)
+    products: NDArray[np.float64] = z[:, None, None] * y[:, None] * x
+    return products
 
 
 def _along(start: int, size: int, core: int, halo: int) -> tuple[slice, slice, slice]:

@@ -95,7 +95,7 @@ def _features(local: TiledNetwork, volume: Tensor) -> Tensor:
     """Feature map (features, z, y, x) of a volume (z, y, x) in [0, 1]."""
     count = local.card.features
     features = torch.empty(count, *volume.shape, device=volume.device)
-    for tile in local.image_tiles(_shape(volume)):
+    for tile in local.plan(_shape(volume)).image_tiles:
         source = volume[tile.source].contiguous()
         piece = torch.empty(count, *source.shape, device=volume.device)
         _wait(volume.device)
@@ -107,7 +107,7 @@ def _features(local: TiledNetwork, volume: Tensor) -> Tensor:
 def _describe(local: TiledNetwork, features: Tensor, out: Tensor, flips: tuple[int, ...]) -> None:
     """Descriptors of a whole feature map, written into `out` (z, y, x, channels), whose axes `flips` run backwards."""
     shape = _shape(features[0])
-    for tile in local.feature_tiles(shape):
+    for tile in local.plan(shape).feature_tiles:
         source = features[:, *tile.source].contiguous()
         piece = torch.empty(*source.shape[1:], out.shape[3], device=out.device)
         _wait(out.device)

@@ -1,0 +1,168 @@
+"""What a registration will need, told before it starts, and the voxel size that a given memory allows."""
+
+from __future__ import annotations
+
+from math import prod
+
+from dsir_metric.errors import ConfigError
+from dsir_metric.geometry import Grid
+from dsir_metric.register.config import RegisterConfig
+from dsir_metric.represent.forecast import Forecast
+from dsir_metric.represent.pair import parallel, working_grids
+from dsir_metric.represent.plan import PROCESS_BYTES, Plan
+from dsir_metric.represent.representer import Representer
+
+__all__ = ["forecast_registration", "levels_bytes", "may_turn", "open_representer", "within_memory"]
+
+# Bytes, measured with the backend sitk.
+_COMPILED = 150_000_000  # the compiled metric and what else a registration loads, beside PROCESS_BYTES
+_PYRAMID = 8 / 7  # a representation and all its levels against itself
+_METRIC = 180  # a voxel of the fixed side: points of the metric and their derivatives
+_RESAMPLED = 8  # a voxel of a scan that is resampled along its own axes: two copies
+_TURNED = 12  # and along others: splines besides
+_JACOBIAN = 5  # a voxel of the fixed scan: a determinant
+_JACOBIAN_SLAB, _SLAB_BYTES = 300, 300_000_000  # and what they are computed from, a slab at a time
+_WRITTEN = 8  # a voxel of the fixed scan: the moved one, and a copy while it is written
+_COARSER, _STEPS = 1.02, 120  # the voxel sizes that are tried, up to ten times the one without a limit
+# Seconds of the stages on two cores; those of the representations are measured.
+_STAGES_S, _STAGES_S_PER_VOXEL = 10.0, 12e-6
+
+
+def open_representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> Representer:
+    """What represents the scans of a registration, within the part of the memory that is left for it."""
+    memory = config.memory_bytes
+    if memory is not None:
+        memory = max(1, memory - _COMPILED - _scans(fixed, moving))  # the rest is told to it as `held`
+    return Representer(config.model, config.device, config.threads, memory_bytes=memory)
+
+
+def within_memory(config: RegisterConfig, fixed: Grid, moving: Grid, representer: Representer) -> tuple[float, str]:
+    """The voxel size to work at: that of `config`, or else the finest that fits, and what is to be said about it.
+
+    Parameters
+    ----------
+    config : RegisterConfig
+    fixed, moving : Grid
+        Of the scans.
+    representer : Representer
+        See `open_representer`.
+
+    Returns
+    -------
+    spacing_mm : float
+    remark : str
+        Empty where the memory makes no difference.
+
+    Raises
+    ------
+    ConfigError
+        If the voxel size that `config` asks for does not fit into its memory, or none does; the message says what
+        would.
+    """
+    wanted = working_grids(fixed, moving, config.spacing_mm)[0].spacing_mm[0]
+    needed, limit = _needed(fixed, moving, representer, wanted), config.memory_bytes
+    if limit is None or needed <= limit:
+        return wanted, ""
+    told = f"voxels of {wanted:.3g} mm need {needed / 1e6:.0f} MB of memory or more, {limit / 1e6:.0f} MB are allowed"
+    sizes = [float(f"{wanted * _COARSER**k:.3g}") for k in range(1, _STEPS)]  # as they are told
+    spacing = next((s for s in sizes if _needed(fixed, moving, representer, s) <= limit), None)
+    if spacing is None:
+        least = _needed(fixed, moving, representer, sizes[-1])
+        raise ConfigError(f"{told}, and larger ones {least / 1e6:.0f} MB at least: allow more (--memory)")
+    if config.spacing_mm is not None:
+        raise ConfigError(f"{told}: allow that much (--memory), or take voxels of {spacing:g} mm (--spacing)")
+    return spacing, f"{told}: voxels of {spacing:g} mm are taken instead"
+
+
+def may_turn(
+    config: RegisterConfig, fixed: Grid, moving: Grid, working: tuple[Grid, Grid], turned: Grid, make: Representer
+) -> bool:
+    """Whether the memory allows to represent the moving scan again, on `turned`, beside all levels on `working` grids.
+
+    Parameters
+    ----------
+    config : RegisterConfig
+    fixed, moving : Grid
+        Of the scans.
+    working : tuple of Grid
+        Of both representations at their finest level.
+    turned : Grid
+    make : Representer
+        See `open_representer`.
+    """
+    if config.memory_bytes is None:
+        return True
+    held = levels_bytes(working, make.card.channels)
+    peak = _base(fixed, moving) + held + 4 * make.card.channels * prod(turned.size) + _TURNED * prod(moving.size)
+    return peak <= config.memory_bytes and make.plan(turned, held + _working(turned, make)).lacking_bytes == 0
+
+
+def levels_bytes(working: tuple[Grid, Grid], channels: int) -> int:
+    """Of the representations on these grids and all their levels."""
+    return int(_PYRAMID * 4 * channels * sum(prod(grid.size) for grid in working))
+
+
+def forecast_registration(
+    config: RegisterConfig, fixed: Grid, moving: Grid, representer: Representer, *, timed: bool = False
+) -> Forecast:
+    """What it will need to register two scans with the backend sitk.
+
+    Parameters
+    ----------
+    config, fixed, moving, representer
+        See `within_memory`, whose errors this raises too.
+    timed : bool
+        Whether to time a small cube, for `Forecast.seconds`.
+    """
+    spacing, remark = within_memory(config, fixed, moving, representer)
+    grids = working_grids(fixed, moving, spacing)
+    plans = _plans(grids, representer)
+    network = representer.seconds(*plans) if timed else None
+    advice = [f"voxels of {spacing:.3g} mm; larger ones (--spacing) need less memory and time"]
+    if config.memory_bytes is None:
+        advice.append("less memory: --memory, such as 2GB, chooses tiles, and a voxel size where none is given")
+    return Forecast(
+        sum(prod(grid.size) for grid in grids),
+        sum(plan.tiles for plan in plans),
+        _needed(fixed, moving, representer, spacing),
+        4 * prod(fixed.size),
+        None if network is None else network + _STAGES_S + _STAGES_S_PER_VOXEL * prod(grids[0].size),
+        (*([remark] if remark else []), *advice),
+    )
+
+
+def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: float) -> int:
+    """Bytes of the process at its peak; one thing after the other is held beside the scans."""
+    grids = working_grids(fixed, moving, spacing_mm)
+    first, second = _plans(grids, representer)
+    scans = zip((fixed, moving), grids, strict=True)
+    held, both = (4 * representer.card.channels * sum(prod(grid.size) for grid in some) for some in (grids[:1], grids))
+    return _base(fixed, moving) + max(
+        *(both + (_RESAMPLED if parallel(scan, grid) else _TURNED) * prod(scan.size) for scan, grid in scans),
+        _working(grids[0], representer) + first.feature_bytes + first.tile_bytes,
+        held + _working(grids[1], representer) + second.feature_bytes + second.tile_bytes,
+        levels_bytes(grids, representer.card.channels) + _METRIC * prod(grids[0].size),
+        _JACOBIAN * prod(fixed.size) + min(_SLAB_BYTES, _JACOBIAN_SLAB * prod(fixed.size)),
+        _WRITTEN * prod(fixed.size),
+    )
+
+
+def _plans(grids: tuple[Grid, Grid], representer: Representer) -> tuple[Plan, Plan]:
+    """Tiles of both sides; the second is represented beside the first."""
+    held = 4 * representer.card.channels * prod(grids[0].size)
+    first, second = (_working(grid, representer) for grid in grids)
+    return representer.plan(grids[0], first), representer.plan(grids[1], held + second)
+
+
+def _base(fixed: Grid, moving: Grid) -> int:
+    """Bytes of the process and of the scans."""
+    return PROCESS_BYTES + _COMPILED + _scans(fixed, moving)
+
+
+def _scans(fixed: Grid, moving: Grid) -> int:
+    return 4 * (prod(fixed.size) + prod(moving.size))
+
+
+def _working(grid: Grid, representer: Representer) -> int:
+    """Bytes of a scan on its working grid, as it comes and scaled, and of its representation."""
+    return 4 * (2 + representer.card.channels) * prod(grid.size)
