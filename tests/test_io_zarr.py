@@ -674,7 +674,7 @@ def test_a_study_of_stores(files: dict[str, Path], tmp_path: Path, pair: Phantom
     assert (first.id, second.id) == ("two_to_fixed", "moving_to_fixed")
     assert first.voxels == second.voxels
     config = RegisterConfig(stages=("centre",), threads=1, spacing_mm=9.0)
-    work = Work(config, "hash", Cache(tmp_path / "cache"))
+    work = Work.of(config, Cache(tmp_path / "cache"))
     names = {"transform.h5", "moved.ome.zarr", "result.json"}
     assert work(first.job).state == "done"
     assert {p.name for p in first.job.output.iterdir()} == names

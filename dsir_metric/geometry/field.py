@@ -162,7 +162,8 @@ def _statistics(determinants: NDArray[np.floating[Any]]) -> dict[str, float]:
         "mean": float(determinants.mean(dtype=np.float64)),
     }
     logs = np.log(np.clip(determinants, 1e-3, 1e3, out=determinants), out=determinants)
-    return found | {"sd_log": float(logs.std(dtype=np.float64))}
+    logs -= logs.mean(dtype=np.float64)  # in place: `std` would take two copies of them
+    return found | {"sd_log": float(np.sqrt(np.square(logs, out=logs).mean(dtype=np.float64)))}
 
 
 def jacobian_statistics(
