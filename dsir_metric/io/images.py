@@ -61,8 +61,8 @@ def read_image(path: str | Path) -> sitk.Image:
 def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Image:
     """The checks of `read_image` on an image in memory; `name` begins the error messages. Gives it as float32.
 
-    An image that is what it should be comes back as it is: a second handle would cost its voxels a second time as soon as
-    either is looked at as an array. With `plane`, a 2-D image is one of those that pass.
+    An image that is what it should be comes back as it is: a second handle would cost its voxels a second time as soon
+    as either is looked at as an array. With `plane`, a 2-D image is one of those that pass.
     """
     image = _scalar_volume(image, name, plane=plane)
     image = image if image.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(image, sitk.sitkFloat32)
