@@ -50,9 +50,10 @@ class FileArray:
 
     def __setitem__(self, box: tuple[slice, ...], values: NDArray[np.float32]) -> None:
         """Write `values` into `box`: a slice, of step 1, for each of the first axes; the others are whole."""
-        _, positions = self._rows(box)
-        rows = np.ascontiguousarray(values, "<f4").reshape(len(positions), -1)
-        for position, row in zip(positions, rows, strict=True):
+        shape, positions = self._rows(box)
+        axes = next(k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(positions))
+        for position, index in zip(positions, np.ndindex(*shape[:axes]), strict=True):
+            row = np.ascontiguousarray(values[index], "<f4")  # of `values` as a whole there is no copy
             self._file.seek(position)
             if self._file.write(row.data) < row.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
