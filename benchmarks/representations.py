@@ -108,8 +108,9 @@ class Describer:
         """The intensity rule that the models use too."""
         return resolve_intensity(values, intensity)
 
-    def __call__(self, image: sitk.Image, rule: IntensityRule) -> Representation:
-        """Describe a scan on its own grid."""
+    def __call__(self, image: sitk.Image, rule: IntensityRule, *, held: int = 0) -> Representation:
+        """Describe a scan on its own grid; no memory is limited here."""
+        del held
         values = self.describe(rule.apply(sitk.GetArrayViewFromImage(image)))
         return Representation(np.ascontiguousarray(values, np.float32), Grid.of(image), {"model": self.name})
 
