@@ -110,10 +110,10 @@ class TiledNetwork:
     def _describe(self, features: NDArray[np.float32] | FileArray, plan: Plan, out: Boxes) -> None:
         """Descriptors of a whole feature map (features, z, y, x), written into `out` (z, y, x, channels)."""
         for tile in plan.feature_tiles:
-            piece = self.network.descriptors(features[:, *tile.source])[tile.inner]
-            if not np.isfinite(np.vdot(piece, piece)):
+            piece = self.network.descriptors(features[:, *tile.source])
+            if not np.isfinite(np.vdot(piece, piece)):  # of the whole: a part would be copied for it
                 raise self.diverged()
-            out[tile.core] = piece
+            out[tile.core] = piece[tile.inner]
             del piece  # not beside the next one
 
     def _describe_crop(self, features: NDArray[np.float32] | FileArray, crop: Box, held: int, out: Boxes) -> None:
