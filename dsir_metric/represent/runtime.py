@@ -70,6 +70,7 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False  # an arena keeps every block it ever needed: twice the memory
+    options.enable_mem_pattern = False  # one block for all that a shape seen twice needs: half as much again
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # a provider that cannot start is told by `_tell_fallback`, not on stderr
     listed = _CUDA in runtime.get_available_providers()  # listed by the GPU build even where no GPU is
