@@ -20,7 +20,7 @@ from dsir_metric_train.loader import Loader, Pair, ViewPairs
 from dsir_metric_train.loss import contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
-from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, run
+from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, mixed, run
 from dsir_metric_train.together import Machines, is_first, together
 
 __all__ = ["CHECKPOINT", "Contrast", "train"]
@@ -63,7 +63,7 @@ class Contrast(Chunked):
         views, *points = batch
         settings = self.recipe.optimisation
         features = self.network.features(views)
-        with torch.autocast(views.device.type, torch.bfloat16, enabled=settings.precision == "mixed"):
+        with mixed(settings.precision, views.device.type):
             descriptors = self.network.describe(features)
         first, second = (descriptors_at(d, p) for d, p in zip(descriptors, points, strict=True))
         loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)

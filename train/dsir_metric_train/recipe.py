@@ -96,7 +96,8 @@ class Optimisation:
         Transform the first view too; the paper leaves it as it is.
     precision : str
         "single", or "mixed": the two convolutions after the self-similarities, three quarters of the work, in
-        bfloat16. The self-similarities are differences of near values and always in single precision.
+        bfloat16 on GPUs and on CPUs with AVX-512; others would be slower for it and stay in single precision. The
+        self-similarities are differences of near values and always in single precision.
     chunk : int
         Steps between checkpoints; the resume points of a run.
     seed : int

@@ -13,7 +13,7 @@ from dsir_metric.errors import ConfigError, DataError
 from dsir_metric_train.journal import Journal, Saver
 from dsir_metric_train.together import Machines, together
 
-__all__ = ["CHECKPOINT", "Chunked", "diverged", "run"]
+__all__ = ["CHECKPOINT", "Chunked", "diverged", "mixed", "run"]
 
 CHECKPOINT = "last.ckpt"
 # Plain "ddp" packs the gradients anew after its first step; three or more numbers then add up in another order, and a
@@ -54,6 +54,15 @@ class Chunked(lightning.LightningModule):
 def diverged(what: str, step: int) -> DataError:
     """The error of a run that cannot go on."""
     return DataError(f"{what} at step {step}; the last good checkpoint stays; lower the learning rate")
+
+
+def mixed(precision: str, device: str) -> torch.autocast:
+    """Within it layers compute in bfloat16, if that is asked for and the `device` (cuda, cpu) is quick at it.
+
+    A CPU without AVX-512 is not: there a 3-D convolution in bfloat16 takes 17 times as long as in single precision.
+    """
+    quick = device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "mixed" and quick)
 
 
 def run(

@@ -24,7 +24,7 @@ from dsir_metric_train.checkpoint import network_weights, read_content, refuse_o
 from dsir_metric_train.journal import Journal
 from dsir_metric_train.registration.data import Pair, Preparation, Volume, deformed_pair, two_of
 from dsir_metric_train.registration.recipe import RegistrationRecipe
-from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, run
+from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, mixed, run
 
 __all__ = ["Registration", "read_registration", "train_registration"]
 
@@ -130,7 +130,7 @@ class Registration(Chunked):
         return deformed_pair(rng, fixed, moving, self.recipe.deformations, spacing, self.device)
 
     def _field(self, pair: Pair, levels: int, resolution: int) -> Tensor:
-        with torch.autocast(pair.fixed.device.type, torch.bfloat16, enabled=self.recipe.precision == "mixed"):
+        with mixed(self.recipe.precision, pair.fixed.device.type):
             field: Tensor = self.network(pair.fixed, pair.moving, levels, resolution)
         return field
 

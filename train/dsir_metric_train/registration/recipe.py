@@ -142,7 +142,7 @@ class RegistrationRecipe:
     largest_gradient : float
         Gradients with a larger norm are scaled down to it.
     precision : str
-        "single", or "mixed": the layers in bfloat16, the warps not.
+        "single", or "mixed": the layers in bfloat16, the warps not, on GPUs and on CPUs with AVX-512.
     chunk : int
         Steps between checkpoints, the resume points, and validations.
     seed : int
