@@ -78,8 +78,8 @@ class DeformableConfig:
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     """
 
-    lattice_mm: tuple[float, ...] = (24.0, 12.0, 6.0)
-    iterations: tuple[int, ...] = (40, 40, 40)
+    lattice_mm: tuple[float, ...] = (48.0, 24.0, 12.0, 6.0)
+    iterations: tuple[int, ...] = (40, 40, 40, 40)
     diffusion: float = 0.3
     bending_mm2: float = 60.0
     information: float = 0.5
