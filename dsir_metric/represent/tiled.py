@@ -95,6 +95,10 @@ class TiledNetwork:
             self.card, shape, tile=self._tile, memory_bytes=self._memory_bytes, held=held, streamed=streamed
         )
 
+    def least_bytes(self, shape: Shape, held: int) -> int:
+        """The least memory with which the plan of a volume (z, y, x) lacks none."""
+        return 1 + make_plan(self.card, shape, tile=self._tile, memory_bytes=1, held=held).lacking_bytes
+
     def seconds(self, *plans: Plan) -> float:
         """About how long `plans` take; a small cube is timed for it."""
         image = np.random.default_rng(0).random((_PROBE, _PROBE, _PROBE), np.float32)
