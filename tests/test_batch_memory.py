@@ -158,8 +158,7 @@ def test_the_bytes_of_a_turn_are_the_least_that_do() -> None:
         least = make.least_bytes(turned, held)
         assert needed > least
         for memory, lacking in ((least, 0), (least - 1, 1)):
-            limited = type(make)("default", "cpu", 1, memory_bytes=memory)
-            assert limited.plan(turned, held).lacking_bytes == lacking
+            assert make.within(memory).plan(turned, held).lacking_bytes == lacking
 
 
 def test_workers_follow_from_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

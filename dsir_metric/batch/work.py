@@ -152,15 +152,14 @@ class Work:
     def _open(self, fixed: Grid, moving: Grid) -> Representer:
         """The model, within the part of the memory that is left for it."""
         config = self.config
-        memory = memory_left(config, fixed, moving, shared=True)
-        representer = _representer(config.model, self.model_hash, config.device, config.threads, memory)
+        representer = _representer(config.model, self.model_hash, config.device, config.threads)
         found = representer.model_hash, _network_hash(config)
         if found != (self.model_hash, self.network_hash):
             raise ModelFileError(
                 f"the models here are not those that the study began with ({config.model}, {config.lapirn.model}); "
                 "give every machine the same, and run the command again"
             )
-        return representer
+        return representer.within(memory_left(config, fixed, moving, shared=True))
 
     def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
         report = _complete(job, made_from)
@@ -170,11 +169,9 @@ class Work:
 
 
 @lru_cache(maxsize=1)
-def _representer(
-    model: str, model_hash: str, device: str, threads: int | None, memory_bytes: int | None
-) -> Representer:
-    """The model, opened once a process and study, or size of scans: a worker may live longer than the file."""
-    return Representer(model, device, threads, memory_bytes=memory_bytes)
+def _representer(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
+    """The model, opened once a process and study: a worker may live longer than the file."""
+    return Representer(model, device, threads)
 
 
 def _network_hash(config: RegisterConfig) -> str:

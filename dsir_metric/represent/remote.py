@@ -178,6 +178,10 @@ class RemoteNetwork:
         finally:
             halt.set()
 
+    def within(self, memory_bytes: int | None) -> RemoteNetwork:
+        """The same: the memory is the server's."""
+        return self
+
     def plan(self, shape: Shape, held: int = 0, *, streamed: bool = False) -> Plan:
         """The tiles that are sent, some of them at a time; nothing else depends on `held` and `streamed`."""
         pieces = tuple(self._pieces(shape))

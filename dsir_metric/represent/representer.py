@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,12 @@ class Representer:
             self._network = RemoteNetwork(str(model), tile)
         else:
             self._network = TiledNetwork(open_network(model, device, threads), tile, memory_bytes)
+
+    def within(self, memory_bytes: int | None) -> Representer:
+        """The same open model, where the process may have so many bytes."""
+        other = copy(self)
+        other._network = self._network.within(memory_bytes)
+        return other
 
     @property
     def local(self) -> TiledNetwork | None:

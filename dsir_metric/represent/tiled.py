@@ -39,6 +39,10 @@ class TiledNetwork:
         self.card = network.card
         self._tile, self._memory_bytes = tile, memory_bytes
 
+    def within(self, memory_bytes: int | None) -> TiledNetwork:
+        """The same open model with another memory."""
+        return TiledNetwork(self.network, self._tile, memory_bytes)
+
     @property
     def provider(self) -> str:
         """Execution provider in use."""
