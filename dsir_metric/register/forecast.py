@@ -23,7 +23,7 @@ __all__ = [
 
 # Bytes, measured with the backend sitk.
 _COMPILED = 150_000_000  # the compiled metric and what else a registration loads, beside PROCESS_BYTES
-_WORKER = 100_000_000  # what a worker of a study has loaded besides
+_WORKER = 100_000_000  # dask in a worker of a study: set aside, it takes less
 _PYRAMID = 8 / 7  # a representation and all its levels against itself
 _METRIC = 180  # a voxel of the fixed side: points of the metric and their derivatives
 _RESAMPLED = 8  # a voxel of a scan that is resampled along its own axes: two copies
