@@ -289,7 +289,7 @@ class Workers:
 
 
 def test_workers_that_cannot_do_it_are_refused(tmp_path: Path) -> None:
-    cluster._check_workers(Workers(), tmp_path)
+    cluster._check_workers(Workers(), tmp_path, None)
     for workers, error, message in (
         (Workers(ModuleNotFoundError("x")), MissingDependencyError, "worker tcp://w:1 has no dsir-metric"),
         (Workers("0.0.1"), MissingDependencyError, "has dsir-metric 0.0.1, .* is needed"),
@@ -297,7 +297,7 @@ def test_workers_that_cannot_do_it_are_refused(tmp_path: Path) -> None:
         (Workers(seen=False), ConfigError, "does not see"),
     ):
         with pytest.raises(error, match=message):
-            cluster._check_workers(workers, tmp_path)
+            cluster._check_workers(workers, tmp_path, None)
 
 
 def test_workers_that_do_not_start_are_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -469,6 +469,31 @@ BAD: dict[str, tuple[Callable[[Path], str | Path], type[DsirError], str]] = {
 }
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_chunk_that_blosc_would_read_beyond_its_end(tmp_path: Path, version: str) -> None:
+    """Noise is stored as it is, and Blosc copies as many bytes as it should have, from wherever they come."""
+    from numcodecs import Blosc
+
+    path = store(tmp_path / "a.zarr", version=version)
+    noise = np.random.default_rng(5).integers(0, 256, (9, 8, 40), np.uint8)
+    form: dict[str, Any] = {"zarr_format": 2, "compressors": Blosc("lz4")}
+    if version == "0.5":
+        form = {"zarr_format": 3, "compressors": zarr.codecs.BloscCodec(cname="lz4")}
+    zarr.create_array(path / "0", data=noise, chunks=(9, 8, 20), overwrite=True, **form)
+    np.testing.assert_array_equal(io.open_zarr(path)[:, :, :][..., 0], noise)
+    chunk = path / "0" / ("0.0.1" if version == "0.4" else "c/0/0/1")
+    whole = chunk.read_bytes()
+    assert len(whole) > 9 * 8 * 20
+    for length in (len(whole) - 1, len(whole) - 100, 17, 9, 0):
+        chunk.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=rf"a.zarr: .*1 is truncated \({length} bytes are there\); copy"):
+            io.read_zarr(path)
+        np.testing.assert_array_equal(io.open_zarr(path)[:, 2:3, :20][..., 0], noise[:, 2:3, :20])
+    chunk.unlink()
+    with pytest.warns(RuntimeWarning, match="1 of 2 chunks are missing"):
+        io.read_zarr(path)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_store_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     make, error, message = BAD[case]

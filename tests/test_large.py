@@ -28,7 +28,7 @@ from dsir_metric.io import FileArray, components, open_components
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import RegisterConfig, pipeline, register
-from dsir_metric.register.forecast import forecast_registration, may_turn, open_representer, within_memory
+from dsir_metric.register.forecast import forecast_registration, open_representer, turning_bytes, within_memory
 from dsir_metric.represent import Representer, load_card
 from dsir_metric.represent.forecast import forecast_representation
 from dsir_metric.represent.plan import PROCESS_BYTES, make_plan
@@ -318,20 +318,22 @@ def test_a_turn_is_left_out_where_memory_is_short() -> None:
     for memory, expected in ((3 * 10**9, True), (10**9, False)):
         config = RegisterConfig(memory_bytes=memory, threads=1)
         make = open_representer(config, grid, grid)
-        assert may_turn(config, grid, grid, working, turned.resampled(2.0), make) is expected
+        needed = turning_bytes(grid, grid, working, turned.resampled(2.0), make)
+        assert (needed <= memory) is expected
 
 
 def test_a_turn_that_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair(32, 6.0, rotation_deg=(0.0, 0.0, 14.0), translation_mm=(0.0, 0.0, 0.0), amplitude_mm=2.0)
-    monkeypatch.setattr(pipeline, "may_turn", lambda *_: False)
+    monkeypatch.setattr(pipeline, "turning_bytes", lambda *_, **__: 10**12)
     start, config = (
         sitk.Euler3DTransform((0, 0, 0), 0.0, 0.0, np.deg2rad(14)),
-        RegisterConfig(stages=("rigid", "affine"), threads=1),
+        RegisterConfig(stages=("rigid", "affine"), threads=1, memory_bytes=10**11),
     )
     result = register(pair.fixed, pair.moving, config, initial_transform=start)
     told = [line for line in result.warnings if "degrees askew; more memory would let it" in line]
     assert len(told) == 1
     assert result.details["turned_deg"] == 0.0
+    assert result.details["turning_bytes"] == [10**12]
 
 
 def test_register_says_what_the_memory_cost(tmp_path: Path, pair: PhantomPair) -> None:

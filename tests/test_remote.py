@@ -250,6 +250,12 @@ def changed(pattern: bytes, by: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def page(status: int, words: str) -> bytes:
+    """What a gateway answers to whoever may be there."""
+    body = f"<html>\r\n<head><title>{status} {words}</title></head>\r\n<body>...</body>\r\n</html>\r\n"
+    return f"HTTP/1.1 {status} {words}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
 def nan(answer: bytes) -> bytes:
     return answer[:-25000] + b"\xff" * 40 + answer[-24960:] if len(answer) > 60000 else answer
 
@@ -267,10 +273,12 @@ def nan(answer: bytes) -> bytes:
         (lambda answer: b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "truncated"),
         (
             lambda answer: b"HTTP/1.1 401 Nope\r\nContent-Length: 2\r\n\r\n{}",
-            "wants another token; .*DSIR_METRIC_TOKEN",
+            "wants a valid token; .*DSIR_METRIC_TOKEN",
         ),
         (lambda answer: b"HTTP/1.1 413 Big\r\nContent-Length: 3\r\n\r\nbig", "choose smaller tiles"),
         (lambda answer: b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "503.*, 2 times"),
+        (lambda answer: page(502, "Bad Gateway"), r"is busy \(502 Bad Gateway\), 2 times$"),
+        (lambda answer: page(401, "Authorization Required"), r"DSIR_METRIC_TOKEN \(401 Authorization Required\)$"),
     ],
 )
 def test_answers_that_are_wrong(
@@ -289,7 +297,7 @@ def test_a_server_that_repeats_the_token(half_server: Server, settings: pytest.M
     settings.setenv("DSIR_METRIC_TOKEN", "s3cret")
     with relayed(half_server, down=whole_answers(lambda _: answer)) as (address, _):
         text = refusal(address)
-    assert "wants another token" in text
+    assert "wants a valid token" in text
     assert "who is Bearer (the token)?" in text
 
 
@@ -422,7 +430,7 @@ def test_what_goes_along_with_grpc_requests(settings: pytest.MonkeyPatch) -> Non
     address = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}/masrnet/versions/3"
     server.start()
     try:
-        assert re.search("wants another token; .*DSIR_METRIC_TOKEN", refusal(address))
+        assert re.search("wants a valid token; .*DSIR_METRIC_TOKEN", refusal(address))
         settings.setenv("DSIR_METRIC_TOKEN", " s3cret\n")
         assert "s3cret" not in refusal(address)
     finally:

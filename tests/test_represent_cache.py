@@ -34,7 +34,7 @@ class Maker:
     def __call__(self) -> Representation:
         self.times += 1
         sleep(self.slow_s)
-        return Representation(self.values, GRID, {"model": "m", "intensity_low": 0.1})
+        return Representation(self.values.copy(), GRID, {"model": "m", "intensity_low": 0.1})
 
 
 ENTRY_BYTES = 4 * 6 * 8 * 24 * 2 + 64 + len('{"model": "m", "intensity_low": 0.1}\n')

@@ -28,6 +28,13 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 @click.argument("pairs", type=PATH, metavar="PAIRS.csv")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
 @click.option("--workers", type=int, metavar="N", help="Pairs at once.  [default: what cores and memory hold]")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    metavar="SIZE",
+    callback=size,
+    help="Each worker keeps within this, such as 4GB.  [default: no limit]",
+)
 @click.option("--scheduler", metavar="tcp://HOST:8786", help="Let the workers of this dask scheduler do it.")
 @click.option("--cache", "cache_folder", type=PATH, metavar="FOLDER", help=f"[default: {_CACHE} in the output folder]")
 @click.option(
@@ -65,7 +72,8 @@ def command(
     Each scan is represented once and kept for the other pairs it is in. If anything is interrupted, run the same
     command again: pairs that are done, from the same files and with the same settings, are kept.
 
-    --threads are those of one pair; by default the cores are divided among the workers.
+    --threads are those of one pair; by default the cores are divided among the workers. --memory is for each worker as
+    well: a pair that needs more is worked at with larger voxels, and there are as many workers as the memory holds.
 
     The exit code is 0 if all pairs are done, 1 if some failed (table.csv says why; the others are unharmed), 2 if
     nothing was started.

@@ -26,6 +26,7 @@ _BYTES_PER_WORKING_VOXEL = 300
 _BYTES_PER_VOXEL = 100
 _OTHER_BACKENDS = 2  # not measured
 _USABLE = 0.8  # of the memory
+_TERMINATE = 0.95  # of its memory: where dask ends a worker
 _CONNECT_S = 10.0
 _FIRST_WORKER_S = 300.0  # a queue may be long, but a user who mistyped the address should hear of it
 
@@ -64,18 +65,33 @@ def open_cluster(
 
 
 def memory_of(pair: Pair, config: RegisterConfig) -> int:
-    """Bytes of memory that a pair needs, rather too many."""
+    """Bytes of memory that a pair needs, rather too many; where `config` limits them, what it allows."""
+    if config.memory_bytes is not None:
+        return config.memory_bytes
     ours = _BASE_BYTES + _BYTES_PER_WORKING_VOXEL * pair.working_voxels + _BYTES_PER_VOXEL * pair.voxels
     return ours if config.backend == "sitk" else _OTHER_BACKENDS * ours
 
 
 def pairs_at_once(pairs: Sequence[Pair], config: RegisterConfig, workers: int | None = None) -> int:
-    """How many pairs this machine can do at once: by cores and threads of a pair, memory, and the number of pairs."""
+    """How many pairs this machine can do at once: by cores and threads of a pair, memory, and the number of pairs.
+
+    Raises
+    ------
+    ConfigError
+        If the memory that `config` allows to each is more than there is.
+    """
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
     fit = int(_USABLE * MEMORY_LIMIT / max(memory_of(pair, config) for pair in pairs))
-    return max(1, min(workers or min(CPU_COUNT // (config.threads or 1), fit), len(pairs)))
+    count = max(1, min(workers or min(CPU_COUNT // (config.threads or 1), fit), len(pairs)))
+    allowed, most = count * (config.memory_bytes or 0), int(_TERMINATE * MEMORY_LIMIT)
+    if allowed > most:
+        raise ConfigError(
+            f"{count} workers may have {allowed / 1e6:.0f} MB of memory together, {most / 1e6:.0f} MB of this machine "
+            "are at hand: take fewer (--workers), or allow less to each (--memory)"
+        )
+    return count
 
 
 @contextmanager
@@ -130,13 +146,13 @@ def _remote(address: str, folder: Path, config: RegisterConfig) -> Iterator[Clus
             raise RegistrationError(
                 f"the scheduler {address} has had no worker for {_FIRST_WORKER_S:.0f} s; start some with `dask worker`"
             ) from error
-        _check_workers(client, folder)
+        _check_workers(client, folder, config.memory_bytes)
         threads = config.threads or 1
         yield Cluster(client, threads, f"{len(client.nthreads())} workers of {address}, {threads} threads a pair")
 
 
-def _check_workers(client: Client, folder: Path) -> None:
-    """See that each worker has this package, does one pair at a time and sees the output folder."""
+def _check_workers(client: Client, folder: Path, memory_bytes: int | None) -> None:
+    """See that each worker has this package and the memory, does one pair at a time and sees the output folder."""
     here = version("dsir-metric")
     for worker, found in client.run(version, "dsir-metric", on_error="return").items():
         if found != here:
@@ -151,3 +167,12 @@ def _check_workers(client: Client, folder: Path) -> None:
     for worker, seen in client.run(os.path.isdir, str(folder)).items():
         if not seen:
             raise ConfigError(f"worker {worker} does not see {folder}; put the output on a file system of all machines")
+    if memory_bytes is None:
+        return
+    for worker, found in client.scheduler_info(n_workers=-1)["workers"].items():
+        has = int(_TERMINATE * found["memory_limit"])
+        if 0 < has < memory_bytes:  # 0 where dask does not look
+            raise ConfigError(
+                f"worker {worker} is ended by dask at {has / 1e6:.0f} MB, {memory_bytes / 1e6:.0f} MB are allowed: "
+                "start it with a larger --memory-limit, or allow less (--memory)"
+            )

@@ -39,11 +39,14 @@ class Pair:
         Of both scans together.
     working_voxels : int
         Of both representations together.
+    row : str
+        Where it stands, such as "pairs.csv, row 2".
     """
 
     job: Job
     voxels: int
     working_voxels: int
+    row: str = ""
 
     @property
     def id(self) -> str:
@@ -82,6 +85,7 @@ def read_pairs(
     rows: dict[str, int] = {}
     grid_of = cache(io.read_grid)  # a template is in every row
     for number, row in _rows(path):
+        told = f"{path}, row {number}"
         try:
             job = _job(row, path.absolute().parent, folder, ending)
             name = job.output.name
@@ -90,10 +94,10 @@ def read_pairs(
                     f"the id {name!r} is that of row {rows[name.casefold()]} already; give each row one of its own in "
                     "a column id"
                 )
-            pairs[name] = Pair(job, *_voxels(job, grid_of, spacing_mm))
+            pairs[name] = Pair(job, *_voxels(job, grid_of, spacing_mm), told)
             rows[name.casefold()] = number
         except DsirError as error:
-            raise type(error)(f"{path}, row {number}: {error}") from error
+            raise type(error)(f"{told}: {error}") from error
     if not pairs:
         raise DataError(f"{path}: has no pairs; a header and a row for each pair are expected")
     return tuple(pairs.values())

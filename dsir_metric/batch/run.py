@@ -48,7 +48,7 @@ def run_batch(
         Gets table.csv, which is rewritten whenever a pair ends; on a cluster a folder that all workers see.
     config : RegisterConfig
         `threads` are those of one pair; by default the cores of this machine are divided among its workers, and on a
-        cluster each pair has one.
+        cluster each pair has one. `memory_bytes` are those of each worker.
     workers : int, optional
         Pairs at once on this machine; by default as many as fit, see `dsir_metric.batch.cluster.pairs_at_once`.
     scheduler : str, optional
@@ -70,7 +70,8 @@ def run_batch(
     MissingDependencyError
         If `distributed` is absent here, or this package on a worker.
     ConfigError, ModelFileError
-        If the settings, the models or the numbers of workers cannot be used, or another run is at work in `output`.
+        If the settings, the models or the numbers of workers cannot be used, the memory of a worker does not suffice
+        for a pair, or another run is at work in `output`.
     DataError
         If `output` cannot be written to.
     RegistrationError
@@ -82,15 +83,13 @@ def run_batch(
     done have failed; a second run does them.
     """
     DISTRIBUTED.check()
-    if config.memory_bytes is not None:
-        raise ConfigError(
-            "memory is for a single registration; choose how many pairs there are at once, and spacing_mm"
-        )
     folder = Path(output).absolute()
     opening = open_cluster(pairs, config, folder, workers, scheduler)
     BACKENDS[config.backend].check(config)
-    io.prepare_folder(folder)
     work = Work.of(config, cache)
+    if config.memory_bytes is not None:
+        _check_memory(work, pairs)
+    io.prepare_folder(folder)
     with _alone(folder, pairs):
         found = {pair.id: Outcome(pair.id) for pair in pairs}
         write_table(found.values(), folder / TABLE)
@@ -101,6 +100,15 @@ def run_batch(
                 write_table(found.values(), folder / TABLE)
                 on_outcome(outcome)
     return tuple(found.values())
+
+
+def _check_memory(work: Work, pairs: Sequence[Pair]) -> None:
+    """See that each pair fits into the memory of a worker."""
+    for pair in pairs:
+        try:
+            work.spacing(pair.job)
+        except ConfigError as error:
+            raise ConfigError(f"{pair.row}: {error}") from error
 
 
 @contextmanager

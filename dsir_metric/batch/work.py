@@ -18,15 +18,18 @@ from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
 from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
+from dsir_metric.register.forecast import memory_left, within_memory
 from dsir_metric.register.lapirn import network_path
 from dsir_metric.represent import Cache, PairRepresenter, Representer, load_card
+from dsir_metric.represent.pair import working_grids
 from dsir_metric.represent.transport import is_remote
 from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
-_SPEED = ("threads",)  # settings that change no result
+_APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_same_turns`
 _IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
@@ -74,7 +77,7 @@ class Work:
     @cached_property
     def settings_hash(self) -> str:
         """SHA-256 of all that decides a result, but for the files of a pair."""
-        settings = {name: value for name, value in to_dict(self.config).items() if name not in _SPEED}
+        settings = {name: value for name, value in to_dict(self.config).items() if name not in _APART}
         return hashlib.sha256(
             json.dumps([settings, self.model_hash, self.network_hash, __version__]).encode()
         ).hexdigest()
@@ -97,30 +100,57 @@ class Work:
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
     def made_from(self, job: Job) -> dict[str, Any]:
-        """Hashes of the files of a pair and of the settings."""
-        return {"inputs": {name: io.content_hash(p) for name, p in job.inputs.items()}, "settings": self.settings_hash}
+        """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
+        inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
+        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+
+    def spacing(self, job: Job) -> tuple[float, str]:
+        """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.
+
+        Raises
+        ------
+        ConfigError
+            If the memory of a worker does not suffice, see `within_memory`.
+        """
+        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        if self.config.memory_bytes is None:
+            return working_grids(fixed, moving, self.config.spacing_mm, shared=True)[0].spacing_mm[0], ""
+        return within_memory(self.config, fixed, moving, self._open(fixed, moving), shared=True)
 
     def kept(self, job: Job) -> Outcome | None:
         """The outcome of a run before, if all of it is there and was made from the same files and settings."""
-        return _kept(job, self.made_from(job))
+        return self._kept(job, self.made_from(job))
 
     def _outcome(self, job: Job) -> Outcome:
         started = time.perf_counter()
         made_from = self.made_from(job)  # of the files as they are now: they may change meanwhile
-        before = _kept(job, made_from)
+        before = self._kept(job, made_from)
         if before is not None:
             return before
         io.prepare_folder(job.output)
         scans, config = job.read(), self.config
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
-        result = scans.register(config, representations=self._represent())
+        result = scans.register(config, representations=self._represent(job))
         for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
             io.remove(job.output / name)
         more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
         return Outcome.of(job.output.name, "done", job.write(scans, result, more))
 
-    def _represent(self) -> PairRepresenter:
+    def _represent(self, job: Job) -> PairRepresenter:
+        config, (spacing, remark) = self.config, self.spacing(job)
+        return PairRepresenter(
+            self._open(io.read_grid(job.fixed), io.read_grid(job.moving)),
+            spacing,
+            config.fixed_intensity,
+            config.moving_intensity,
+            shared=True,
+            cache=self.cache,
+            remark=remark,
+        )
+
+    def _open(self, fixed: Grid, moving: Grid) -> Representer:
+        """The model, within the part of the memory that is left for it."""
         config = self.config
         representer = _representer(config.model, self.model_hash, config.device, config.threads)
         found = representer.model_hash, _network_hash(config)
@@ -129,14 +159,13 @@ class Work:
                 f"the models here are not those that the study began with ({config.model}, {config.lapirn.model}); "
                 "give every machine the same, and run the command again"
             )
-        return PairRepresenter(
-            representer,
-            config.spacing_mm,
-            config.fixed_intensity,
-            config.moving_intensity,
-            shared=True,
-            cache=self.cache,
-        )
+        return representer.within(memory_left(config, fixed, moving, shared=True))
+
+    def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
+        report = _complete(job, made_from)
+        if report is None or not _same_turns(report, self.config.memory_bytes):
+            return None
+        return Outcome.of(job.output.name, "kept", report)
 
 
 @lru_cache(maxsize=1)
@@ -154,11 +183,6 @@ def _absolute(name: str, path: Path) -> str:
     return str(path.absolute()) if path == Path(name) else name
 
 
-def _kept(job: Job, made_from: dict[str, Any]) -> Outcome | None:
-    report = _complete(job, made_from)
-    return None if report is None else Outcome.of(job.output.name, "kept", report)
-
-
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
@@ -168,3 +192,12 @@ def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return report if same and whole else None
+
+
+def _same_turns(report: dict[str, Any], memory_bytes: int | None) -> bool:
+    """Whether another memory would have let the moving scan be turned where it was, and would not where it was not."""
+    before = report["config"].get("memory_bytes")
+    return all(
+        (before is None or needed <= before) == (memory_bytes is None or needed <= memory_bytes)
+        for needed in report["turning_bytes"]
+    )

@@ -8,14 +8,22 @@ from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import Grid
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.represent.forecast import Forecast
-from dsir_metric.represent.pair import parallel, working_grids
+from dsir_metric.represent.pair import parallel, shared_spacing, working_grids
 from dsir_metric.represent.plan import PROCESS_BYTES, Plan
 from dsir_metric.represent.representer import Representer
 
-__all__ = ["forecast_registration", "levels_bytes", "may_turn", "open_representer", "within_memory"]
+__all__ = [
+    "forecast_registration",
+    "levels_bytes",
+    "memory_left",
+    "open_representer",
+    "turning_bytes",
+    "within_memory",
+]
 
 # Bytes, measured with the backend sitk.
 _COMPILED = 150_000_000  # the compiled metric and what else a registration loads, beside PROCESS_BYTES
+_WORKER = 100_000_000  # dask in a worker of a study: set aside, it takes less
 _PYRAMID = 8 / 7  # a representation and all its levels against itself
 _METRIC = 180  # a voxel of the fixed side: points of the metric and their derivatives
 _RESAMPLED = 8  # a voxel of a scan that is resampled along its own axes: two copies
@@ -23,20 +31,37 @@ _TURNED = 12  # and along others: splines besides
 _JACOBIAN = 5  # a voxel of the fixed scan: a determinant
 _JACOBIAN_SLAB, _SLAB_BYTES = 300, 300_000_000  # and what they are computed from, a slab at a time
 _WRITTEN = 8  # a voxel of the fixed scan: the moved one, and a copy while it is written
+_HALF = 2  # a component of a representation of a study: as it is kept on disk, beside it
 _COARSER, _STEPS = 1.02, 120  # the voxel sizes that are tried, up to ten times the one without a limit
+_SHARED_STEPS = 14  # and where a study shares them
 # Seconds of the stages on two cores; those of the representations are measured.
 _STAGES_S, _STAGES_S_PER_VOXEL = 10.0, 12e-6
 
 
 def open_representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> Representer:
     """What represents the scans of a registration, within the part of the memory that is left for it."""
-    memory = config.memory_bytes
-    if memory is not None:
-        memory = max(1, memory - _COMPILED - _scans(fixed, moving))  # the rest is told to it as `held`
-    return Representer(config.model, config.device, config.threads, memory_bytes=memory)
+    return Representer(config.model, config.device, config.threads, memory_bytes=memory_left(config, fixed, moving))
 
 
-def within_memory(config: RegisterConfig, fixed: Grid, moving: Grid, representer: Representer) -> tuple[float, str]:
+def memory_left(config: RegisterConfig, fixed: Grid, moving: Grid, *, shared: bool = False) -> int | None:
+    """What the memory of `config` leaves for the representer; it is told as `held` what else there is.
+
+    Parameters
+    ----------
+    config : RegisterConfig
+    fixed, moving : Grid
+        Of the scans.
+    shared : bool
+        Whether a worker of a study has them.
+    """
+    if config.memory_bytes is None:
+        return None
+    return max(1, config.memory_bytes - _beside(fixed, moving, shared))
+
+
+def within_memory(
+    config: RegisterConfig, fixed: Grid, moving: Grid, representer: Representer, *, shared: bool = False
+) -> tuple[float, str]:
     """The voxel size to work at: that of `config`, or else the finest that fits, and what is to be said about it.
 
     Parameters
@@ -45,7 +70,9 @@ def within_memory(config: RegisterConfig, fixed: Grid, moving: Grid, representer
     fixed, moving : Grid
         Of the scans.
     representer : Representer
-        See `open_representer`.
+        See `open_representer`, or with `memory_left`.
+    shared : bool
+        Whether these are scans of a study: the voxel size is one of those that it shares, see `working_grids`.
 
     Returns
     -------
@@ -59,42 +86,47 @@ def within_memory(config: RegisterConfig, fixed: Grid, moving: Grid, representer
         If the voxel size that `config` asks for does not fit into its memory, or none does; the message says what
         would.
     """
-    wanted = working_grids(fixed, moving, config.spacing_mm)[0].spacing_mm[0]
-    needed, limit = _needed(fixed, moving, representer, wanted), config.memory_bytes
-    if limit is None or needed <= limit:
+    wanted, limit = working_grids(fixed, moving, config.spacing_mm, shared=shared)[0].spacing_mm[0], config.memory_bytes
+    if limit is None:
+        return wanted, ""
+    needed = _needed(fixed, moving, representer, wanted, shared)
+    if needed <= limit:
         return wanted, ""
     told = f"voxels of {wanted:.3g} mm need {needed / 1e6:.0f} MB of memory or more, {limit / 1e6:.0f} MB are allowed"
-    sizes = [float(f"{wanted * _COARSER**k:.3g}") for k in range(1, _STEPS)]  # as they are told
-    spacing = next((s for s in sizes if _needed(fixed, moving, representer, s) <= limit), None)
+    if shared and config.spacing_mm is None:
+        sizes = [shared_spacing(wanted, k) for k in range(1, _SHARED_STEPS)]
+    else:
+        sizes = [float(f"{wanted * _COARSER**k:.3g}") for k in range(1, _STEPS)]  # as they are told
+    spacing = next((s for s in sizes if _needed(fixed, moving, representer, s, shared) <= limit), None)
     if spacing is None:
-        least = _needed(fixed, moving, representer, sizes[-1])
+        least = _needed(fixed, moving, representer, sizes[-1], shared)
         raise ConfigError(f"{told}, and larger ones {least / 1e6:.0f} MB at least: allow more (--memory)")
     if config.spacing_mm is not None:
         raise ConfigError(f"{told}: allow that much (--memory), or take voxels of {spacing:g} mm (--spacing)")
-    return spacing, f"{told}: voxels of {spacing:g} mm are taken instead"
+    return spacing, f"{told}: voxels of {spacing:.3g} mm are taken instead"
 
 
-def may_turn(
-    config: RegisterConfig, fixed: Grid, moving: Grid, working: tuple[Grid, Grid], turned: Grid, make: Representer
-) -> bool:
-    """Whether the memory allows to represent the moving scan again, on `turned`, beside all levels on `working` grids.
+def turning_bytes(
+    fixed: Grid, moving: Grid, working: tuple[Grid, Grid], turned: Grid, make: Representer, *, shared: bool = False
+) -> int:
+    """The least memory to represent the moving scan again, on `turned`, beside all levels on `working` grids.
 
     Parameters
     ----------
-    config : RegisterConfig
     fixed, moving : Grid
         Of the scans.
     working : tuple of Grid
         Of both representations at their finest level.
     turned : Grid
     make : Representer
-        See `open_representer`.
+    shared : bool
+        Whether a worker of a study does it.
     """
-    if config.memory_bytes is None:
-        return True
-    held = levels_bytes(working, make.card.channels)
-    peak = _base(fixed, moving) + held + 4 * make.card.channels * prod(turned.size) + _TURNED * prod(moving.size)
-    return peak <= config.memory_bytes and make.plan(turned, held + _working(turned, make)).lacking_bytes == 0
+    held, beside = levels_bytes(working, make.card.channels), _beside(fixed, moving, shared)
+    return beside + max(
+        PROCESS_BYTES + held + 4 * make.card.channels * prod(turned.size) + _TURNED * prod(moving.size),
+        make.least_bytes(turned, held + _working(turned, make)),
+    )
 
 
 def levels_bytes(working: tuple[Grid, Grid], channels: int) -> int:
@@ -131,13 +163,15 @@ def forecast_registration(
     )
 
 
-def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: float) -> int:
+def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: float, shared: bool = False) -> int:
     """Bytes of the process at its peak; one thing after the other is held beside the scans."""
-    grids = working_grids(fixed, moving, spacing_mm)
+    grids = working_grids(fixed, moving, spacing_mm, shared=shared)
     first, second = _plans(grids, representer)
+    kept = _HALF * representer.card.channels * prod(grids[1].size) if shared else 0
     scans = zip((fixed, moving), grids, strict=True)
     held, both = (4 * representer.card.channels * sum(prod(grid.size) for grid in some) for some in (grids[:1], grids))
-    return _base(fixed, moving) + max(
+    peak = max(
+        both + kept,
         *(both + (_RESAMPLED if parallel(scan, grid) else _TURNED) * prod(scan.size) for scan, grid in scans),
         _working(grids[0], representer) + first.feature_bytes + first.tile_bytes,
         held + _working(grids[1], representer) + second.feature_bytes + second.tile_bytes,
@@ -145,6 +179,7 @@ def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: flo
         _JACOBIAN * prod(fixed.size) + min(_SLAB_BYTES, _JACOBIAN_SLAB * prod(fixed.size)),
         _WRITTEN * prod(fixed.size),
     )
+    return PROCESS_BYTES + _beside(fixed, moving, shared) + peak
 
 
 def _plans(grids: tuple[Grid, Grid], representer: Representer) -> tuple[Plan, Plan]:
@@ -154,13 +189,9 @@ def _plans(grids: tuple[Grid, Grid], representer: Representer) -> tuple[Plan, Pl
     return representer.plan(grids[0], first), representer.plan(grids[1], held + second)
 
 
-def _base(fixed: Grid, moving: Grid) -> int:
-    """Bytes of the process and of the scans."""
-    return PROCESS_BYTES + _COMPILED + _scans(fixed, moving)
-
-
-def _scans(fixed: Grid, moving: Grid) -> int:
-    return 4 * (prod(fixed.size) + prod(moving.size))
+def _beside(fixed: Grid, moving: Grid, shared: bool) -> int:
+    """Bytes of the scans and of what a registration has loaded beside `PROCESS_BYTES`."""
+    return _COMPILED + (_WORKER if shared else 0) + 4 * (prod(fixed.size) + prod(moving.size))
 
 
 def _working(grid: Grid, representer: Representer) -> int:

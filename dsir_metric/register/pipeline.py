@@ -21,7 +21,7 @@ from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
-from dsir_metric.register.forecast import levels_bytes, may_turn, open_representer, within_memory
+from dsir_metric.register.forecast import levels_bytes, open_representer, turning_bytes, within_memory
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
@@ -123,11 +123,13 @@ def _register(
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     warnings: list[str] = []
+    turns: list[int] = []
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
         else:
-            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving), warnings)
+            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
+            warnings += [make.remark] if make.remark else []
             pair = make(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
         del pair
@@ -139,8 +141,11 @@ def _register(
         turn = rotation(state.linear[:3, :3])
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                problem = _turned(problem, Grid.of(fixed), moving, make, turn, warnings)
+                problem, needed = _turned(problem, Grid.of(fixed), moving, make, turn)
                 guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
+                turns.append(needed)
+                if askew_deg(problem, turn) > config.turn_deg:
+                    warnings.append(_ASKEW.format(askew_deg(problem, turn)))
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
@@ -151,6 +156,7 @@ def _register(
         "mean_cosine": cosine,
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
+        "turning_bytes": turns,
         "working_spacing_mm": finest.spacing_mm,
         "fixed_representation": dict(finest.fixed.provenance),
         "moving_representation": dict(finest.moving.provenance),
@@ -212,13 +218,12 @@ def _start(initial: sitk.Transform | None) -> State:
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
-def _representer(config: RegisterConfig, fixed: Grid, moving: Grid, warnings: list[str]) -> PairRepresenter:
+def _representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> PairRepresenter:
     """What represents the scans within the memory that `config` allows."""
-    representer, spacing = open_representer(config, fixed, moving), config.spacing_mm
+    representer, spacing, remark = open_representer(config, fixed, moving), config.spacing_mm, ""
     if config.memory_bytes is not None:
         spacing, remark = within_memory(config, fixed, moving, representer)
-        warnings += [remark] if remark else []
-    return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity)
+    return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity, remark=remark)
 
 
 def _prepare(
@@ -242,17 +247,21 @@ def _prepare(
 
 
 def _turned(
-    problem: Problem, fixed: Grid, moving: sitk.Image, make: PairRepresenter, turn: Array, warnings: list[str]
-) -> Problem:
-    """The problem with the moving side along turned axes, if memory allows; the fixed side and the masks stay."""
+    problem: Problem, fixed: Grid, moving: sitk.Image, make: PairRepresenter, turn: Array
+) -> tuple[Problem, int]:
+    """The problem with the moving side along turned axes, if memory allows, and the bytes that this takes.
+
+    The fixed side and the masks stay.
+    """
     finest, config, grid = problem.levels[-1], problem.config, Grid.of(moving)
     working = (finest.fixed.grid, finest.moving.grid)
-    if not may_turn(config, fixed, grid, working, turned_grid(grid, working[0], turn), make.representer):
-        warnings.append(_ASKEW.format(askew_deg(problem, turn)))
-        return problem
+    turned = turned_grid(grid, working[0], turn)
+    needed = turning_bytes(fixed, grid, working, turned, make.representer, shared=make.shared)
+    if config.memory_bytes is not None and needed > config.memory_bytes:
+        return problem, needed
     along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
     scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
-    return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
+    return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans))), needed
 
 
 def _scans(

@@ -85,6 +85,7 @@ class Cache:
         grid : Grid
             Of the representation.
         make : callable
+            What it gives is rounded in place.
 
         Returns
         -------
@@ -98,7 +99,8 @@ class Cache:
             made = make()
             values = made.values.astype("<f2")
             self._write(key, values, made)
-        return Representation(values.astype(np.float32), grid, made.provenance)
+        made.values[...] = values  # not a third copy
+        return made
 
     def _read(self, key: str, grid: Grid) -> Representation | None:
         path = self._path(key)

@@ -26,6 +26,7 @@ __all__ = [
     "represent_turned",
     "resampled",
     "resampled_scan",
+    "shared_spacing",
     "turned_grid",
     "working_grids",
 ]
@@ -48,6 +49,8 @@ class PairRepresenter:
     representer : Representer
     spacing_mm, fixed_intensity, moving_intensity, shared, cache
         See `represent_pair`.
+    remark : str
+        What is to be said about these settings beside the result; empty for nothing.
     """
 
     representer: Representer
@@ -56,6 +59,7 @@ class PairRepresenter:
     moving_intensity: str = "auto"
     shared: bool = False
     cache: Cache | None = None
+    remark: str = ""
 
     def __call__(
         self, fixed: sitk.Image, moving: sitk.Image, rotation: NDArray[np.float64] | None = None
@@ -181,7 +185,7 @@ def working_grids(
         _cube_edge(second.extent_mm[:axes], MOST_VOXELS // share),
     )
     if shared and spacing_mm is None:
-        spacing = float(2 ** (np.rint(_STEPS_PER_OCTAVE * np.log2(spacing)) / _STEPS_PER_OCTAVE))
+        spacing = shared_spacing(spacing)
     grids = first.resampled(spacing), second.resampled(spacing)
     for name, grid in zip(("fixed", "moving"), grids, strict=True):
         size, limit = grid.size[:axes], _LIMIT_VOXELS // share
@@ -191,6 +195,11 @@ def working_grids(
                 f"2 or more along each axis and {limit / 1e6:g} million or fewer in all"
             )
     return grids
+
+
+def shared_spacing(spacing_mm: float, larger: int = 0) -> float:
+    """The nearest of the voxel sizes that a study shares, or one that is `larger` steps above it."""
+    return float(2 ** ((np.rint(_STEPS_PER_OCTAVE * np.log2(spacing_mm)) + larger) / _STEPS_PER_OCTAVE))
 
 
 def _cube_edge(edges_mm: ArrayLike, count: int) -> float:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import ConfigError, RemoteError
 from dsir_metric.io import Boxes
 from dsir_metric.represent.card import ModelCard
-from dsir_metric.represent.plan import Plan
+from dsir_metric.represent.plan import PROCESS_BYTES, Plan
 from dsir_metric.represent.tiling import Box, Shape, Tile, core_of, cropped, tiles
 from dsir_metric.represent.transport import (
     Access,
@@ -178,11 +178,19 @@ class RemoteNetwork:
         finally:
             halt.set()
 
+    def within(self, memory_bytes: int | None) -> RemoteNetwork:
+        """The same: the memory is the server's."""
+        return self
+
     def plan(self, shape: Shape, held: int = 0, *, streamed: bool = False) -> Plan:
         """The tiles that are sent, some of them at a time; nothing else depends on `held` and `streamed`."""
         pieces = tuple(self._pieces(shape))
         answer = _BYTES_PER_NUMBER * (1 + self.card.channels) * max(tile.voxels for tile in pieces)
         return Plan(pieces, (), min(self._config.in_flight, len(pieces)) * answer, 0, scratch=False)
+
+    def least_bytes(self, shape: Shape, held: int) -> int:
+        """Memory with which a volume (z, y, x) can be described; it does not depend on how much there is."""
+        return PROCESS_BYTES + held + self.plan(shape).tile_bytes
 
     def _pieces(self, shape: Shape) -> list[Tile]:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dsir_metric.represent.plan import Plan
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.tiled import TiledNetwork
+from dsir_metric.represent.tiling import Shape
 
 __all__ = ["Representer"]
 
@@ -82,6 +84,12 @@ class Representer:
             self._network = RemoteNetwork(str(model), tile)
         else:
             self._network = TiledNetwork(open_network(model, device, threads), tile, memory_bytes)
+
+    def within(self, memory_bytes: int | None) -> Representer:
+        """The same open model, where the process may have so many bytes."""
+        other = copy(self)
+        other._network = self._network.within(memory_bytes)
+        return other
 
     @property
     def local(self) -> TiledNetwork | None:
@@ -162,9 +170,11 @@ class Representer:
 
     def plan(self, grid: Grid, held: int, *, streamed: bool = False) -> Plan:
         """Tiles of a 3-D scan on `grid`, where `held` bytes are taken beside `PROCESS_BYTES`; see `make_plan`."""
-        order, _ = canonical_axes(grid)
-        z, y, x = (grid.shape[axis] for axis in order)
-        return self._network.plan((z, y, x), held, streamed=streamed)
+        return self._network.plan(_canonical_shape(grid), held, streamed=streamed)
+
+    def least_bytes(self, grid: Grid, held: int) -> int:
+        """The least memory of the process, whatever it may have, with which `plan` lacks none."""
+        return self._network.least_bytes(_canonical_shape(grid), held)
 
     def seconds(self, *plans: Plan) -> float | None:
         """About how long plans take, from a small cube that is timed; None where a server has the model."""
@@ -244,3 +254,9 @@ class Representer:
             "intensity_high": rule.high,
             "intensity_detected": rule.detected,
         }
+
+
+def _canonical_shape(grid: Grid) -> Shape:
+    order, _ = canonical_axes(grid)
+    z, y, x = (grid.shape[axis] for axis in order)
+    return z, y, x

@@ -39,6 +39,10 @@ class TiledNetwork:
         self.card = network.card
         self._tile, self._memory_bytes = tile, memory_bytes
 
+    def within(self, memory_bytes: int | None) -> TiledNetwork:
+        """The same open model with another memory."""
+        return TiledNetwork(self.network, self._tile, memory_bytes)
+
     @property
     def provider(self) -> str:
         """Execution provider in use."""
@@ -94,6 +98,10 @@ class TiledNetwork:
         return make_plan(
             self.card, shape, tile=self._tile, memory_bytes=self._memory_bytes, held=held, streamed=streamed
         )
+
+    def least_bytes(self, shape: Shape, held: int) -> int:
+        """The least memory with which the plan of a volume (z, y, x) lacks none."""
+        return 1 + make_plan(self.card, shape, tile=self._tile, memory_bytes=1, held=held).lacking_bytes
 
     def seconds(self, *plans: Plan) -> float:
         """About how long `plans` take; a small cube is timed for it."""

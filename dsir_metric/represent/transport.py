@@ -35,12 +35,15 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BYTES = 2**31 - 1  # of a message, says protobuf
 _BUSY_HTTP = ("429", "502", "503", "504")
 _BUSY_GRPC = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
+_BUSY = "cannot be reached or is busy"
 _STATUS = {
-    "401": "wants another token; put it into the environment variable DSIR_METRIC_TOKEN",
+    "401": "wants a valid token; put it into the environment variable DSIR_METRIC_TOKEN",
     "403": "refuses the token in the environment variable DSIR_METRIC_TOKEN",
     "404": "has no such model or version",
     "413": "takes no request of this size; choose smaller tiles",
 }
+_GATEWAY = re.compile(r"Received http2 header with status: (\d+)")  # gRPC's words for an answer that is none
+_PAGE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)  # a gateway's, where JSON was expected
 _CODE = {"UNAUTHENTICATED": "401", "PERMISSION_DENIED": "403", "NOT_FOUND": "404"}
 
 
@@ -366,8 +369,7 @@ def _http_failure(error: Exception) -> Failure:
         return _untrusted(str(error))
     status = _call(error, "status")
     if status is not None:
-        told = _call(error, "message") or str(error)
-        return Failure(_meaning(status, told), worth_retrying=status in _BUSY_HTTP)
+        return _refused(status, _call(error, "message") or str(error))
     if isinstance(error, OSError):
         return Failure(f"cannot be reached ({error})", worth_retrying=True)
     told = str(error) or type(error).__name__
@@ -388,14 +390,19 @@ def _grpc_failure(error: Exception, access: Access) -> Failure:
         return Failure(f"takes no message of this size ({told}); raise its gRPC limit or choose smaller tiles")
     if "handshake failed" in told:
         return _untrusted(told)
+    gateway = _GATEWAY.search(told)
+    if gateway is not None:
+        return _refused(gateway[1], "HTTP, perhaps a gateway's")
     if code in _BUSY_GRPC:
-        return Failure(f"cannot be reached or is busy ({told})", worth_retrying=True)
-    return Failure(_meaning(_CODE.get(code, code), told))
+        return Failure(f"{_BUSY} ({told})", worth_retrying=True)
+    return _refused(_CODE.get(code, code), told)
 
 
-def _meaning(status: str, told: str) -> str:
-    known = _STATUS.get(status)
-    return f"{known} ({told})" if known else f"refuses the request ({status}: {told})"
+def _refused(status: str, told: str) -> Failure:
+    """What a status of HTTP, or a code of gRPC without one, means."""
+    page, busy = _PAGE.search(told), status in _BUSY_HTTP
+    known = _BUSY if busy else _STATUS.get(status, "refuses the request")
+    return Failure(f"{known} ({page[1] if page else f'{status}: {told}'})", worth_retrying=busy)
 
 
 def _call(error: Exception, method: str) -> str | None:
