@@ -17,7 +17,7 @@ pytest.importorskip("lightning")
 from dsir_metric_train import loop  # noqa: E402
 from dsir_metric_train.checkpoint import load_network  # noqa: E402
 from dsir_metric_train.loop import Contrast, train  # noqa: E402
-from dsir_metric_train.loss import contrastive_loss, descriptors_at, sample_points  # noqa: E402
+from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
 from dsir_metric_train.views import (  # noqa: E402
@@ -290,6 +290,56 @@ def contrast(**optimisation: object) -> Contrast:
     model = {"widths": [4, 8], "features": 2}
     sources = [{"kind": "shapes"}]
     return Contrast(from_dict(Recipe, {"sources": sources, "model": model, "optimisation": optimisation}), Path())
+
+
+def waves(shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> torch.Tensor:
+    """Unit descriptors (200, 24, 24, 24) that vary smoothly; `shift`, in voxels z, y, x, moves what they show."""
+    at = np.moveaxis(np.indices((24,) * 3) - np.reshape(shift, (3, 1, 1, 1)), 0, -1)
+    values = np.cos(at @ rng(1).normal(0, 0.25, (3, 200)) + rng(2).uniform(0, 6, 200))
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    return torch.tensor(np.moveaxis(values, -1, 0), dtype=torch.float32)
+
+
+def lattice() -> torch.Tensor:
+    return torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)) + 8)
+
+
+def test_alignment_loss_measures_by_how_much_a_registration_would_be_off() -> None:
+    first, points = waves(), lattice()
+    described = descriptors_at(first, points)
+    assert float(alignment_loss(described, first, points, points.float(), cell_vox=8)) < 1e-3
+    for shift in ((0.2, 0.0, 0.0), (0.0, -0.4, 0.0)):
+        found = float(alignment_loss(described, waves(shift), points, points.float(), cell_vox=8))
+        parts = [2 * s**2 if abs(s) < 0.25 else abs(s) - 0.125 for s in shift]  # smooth L1 up to a quarter of a voxel
+        assert found == pytest.approx(np.mean(parts), rel=0.1)
+        true = points + torch.tensor(shift)  # what is known of the shift does not count
+        assert float(alignment_loss(described, waves(shift), points, true, cell_vox=8)) < 0.1 * found
+
+
+def test_alignment_loss_can_be_descended_and_needs_points() -> None:
+    volume, points = waves((0.0, 0.3, 0.0)).requires_grad_(), lattice()
+    described = descriptors_at(waves(), points)
+    loss = alignment_loss(described, volume, points, points.float())
+    loss.backward()
+    assert volume.grad is not None
+    lower = (volume - 0.5 * volume.grad / volume.grad.norm()).detach()
+    assert alignment_loss(described, lower, points, points.float()) < loss
+    few, border = slice(0, 5), torch.zeros_like(points)
+    for some, there in ((few, points), (slice(None), border)):
+        nothing = alignment_loss(described[some], volume, points[some], there[some].float())
+        assert nothing == 0
+        nothing.backward()
+
+
+def test_alignment_loss_counts_with_its_weight() -> None:
+    points = torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)))
+    batch = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)), points + 4, points + 4.25
+    none, one, three = (contrast(alignment=weight, seed=2) for weight in (0.0, 1.0, 3.0))
+    for other in (one, three):
+        other.network.load_state_dict(none.network.state_dict())
+    losses = [float(module.contrast(batch)[0].detach()) for module in (none, one, three)]
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
 
 
 def test_learning_rate_falls_to_a_hundredth_if_asked_to() -> None:

@@ -181,10 +181,11 @@ def test_bodies_have_layers_organs_bones_and_vessels() -> None:
     assert np.median(regions) >= 6
 
 
+@pytest.mark.parametrize("finer", [1, 2])
 @pytest.mark.parametrize("kind", [Bodies, Shapes])
-def test_views_correspond_under_their_warp(kind: type[Bodies] | type[Shapes]) -> None:
+def test_views_correspond_under_their_warp(kind: type[Bodies] | type[Shapes], finer: int) -> None:
     """Edges lie on edges: with everything random switched off, both views have their boundaries at the same places."""
-    source = kind(PLACES, Paint(texture=0, alike=0), CLEAN)
+    source = kind(PLACES, Paint(texture=0, alike=0, finer=finer), CLEAN)
     index = np.argwhere(np.ones((SIZE,) * 3, bool))
     right, wrong = [], []
     for seed in range(12):
@@ -196,3 +197,33 @@ def test_views_correspond_under_their_warp(kind: type[Bodies] | type[Shapes]) ->
         right.append(np.corrcoef(edges[0][tuple(index[inside].T)], read)[0, 1])
         wrong.append(np.corrcoef(edges[0].ravel(), edges[1].ravel())[0, 1])
     assert np.nanmedian(right) > np.nanmedian(wrong) + 0.15
+
+
+def test_finer_labels_tell_where_a_boundary_is_to_a_fraction_of_a_voxel() -> None:
+    """A tilted plane: a least-squares edge position in every row, against the truth."""
+
+    def errors(finer: int) -> NDArray[np.float64]:
+        z, y, x = (np.indices((finer * SIZE,) * 3) + 0.5) / finer - 0.5
+        labels = (x > 12 + 0.13 * y + 0.07 * z).astype(np.int16) + 1
+        drawn = paint_both(rng(3), (labels, labels), FLAT, Paint(texture=0, alike=0, finer=finer), CLEAN, SAME).first
+        low, high = drawn[..., 2], drawn[..., -3]
+        ahead = ((drawn - low[..., None]) / (high - low)[..., None]).sum(axis=2)  # voxels behind the boundary
+        z, y = np.indices((SIZE, SIZE))
+        return (SIZE - 0.5 - ahead - (12 + 0.13 * y + 0.07 * z))[4:-4, 4:-4]
+
+    assert np.abs(errors(2)).mean() < 0.7 * np.abs(errors(1)).mean()
+    assert abs(errors(2).mean()) < 0.02
+
+
+@pytest.mark.parametrize("finer", [1, 3])
+def test_finer_crops_are_the_same_cube(finer: int) -> None:
+    matrix, warp = PLACES.draw(rng(4))
+    ramp = np.arange(60, dtype=np.float32)[:, None, None] * np.ones((60, 60, 60), np.float32)
+    middle = np.full(3, 30.0)
+    coarse = PLACES.cut_both(ramp, middle, 0.1 * matrix, warp, 1)
+    for one, fine in zip(coarse, PLACES.cut_both(ramp, middle, 0.1 * matrix, warp, 1, finer), strict=True):
+        means = fine.reshape([k for n in one.shape for k in (n, finer)]).mean(axis=(1, 3, 5))
+        np.testing.assert_allclose(means, one, atol=1e-3)
+    for one, fine in zip(PLACES.coordinates(warp), PLACES.coordinates(warp, finer), strict=True):
+        means = fine.reshape(3, *[k for n in one.shape[1:] for k in (n, finer)]).mean(axis=(2, 4, 6))
+        np.testing.assert_allclose(means, one, atol=1e-5)

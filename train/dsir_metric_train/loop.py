@@ -17,7 +17,7 @@ from dsir_metric.io import prepare_folder
 from dsir_metric_train.checkpoint import check_resumable
 from dsir_metric_train.journal import Journal
 from dsir_metric_train.loader import Loader, Pair, ViewPairs
-from dsir_metric_train.loss import contrastive_loss, descriptors_at
+from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
 from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, mixed, run
@@ -67,6 +67,8 @@ class Contrast(Chunked):
             descriptors = self.network.describe(features)
         first, second = (descriptors_at(d, p) for d, p in zip(descriptors, points, strict=True))
         loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)
+        if settings.alignment:
+            loss = loss + settings.alignment * alignment_loss(first, descriptors[1], points[0], points[1])
         if not torch.isfinite(loss):
             raise diverged(f"the loss is {loss.item()}", self.global_step)
         with torch.no_grad():

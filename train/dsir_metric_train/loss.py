@@ -1,4 +1,4 @@
-"""Anatomy-aware contrastive loss, equation 4 of the paper."""
+"""Anatomy-aware contrastive loss, equation 4 of the paper, and a loss of alignment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["contrastive_loss", "descriptors_at", "sample_points"]
+__all__ = ["alignment_loss", "contrastive_loss", "descriptors_at", "sample_points"]
+
+_FEWEST = 8  # points of a cell
+_FLATTEST = 0.02  # curvature of a mean cosine, per square voxel: a flatter one has no top
 
 
 def sample_points(
@@ -72,3 +75,48 @@ def contrastive_loss(first: Tensor, second: Tensor, temperature: float, *, symme
     if symmetric:
         loss = 0.5 * (loss + F.cross_entropy(logits.T, target))
     return loss
+
+
+def alignment_loss(descriptors: Tensor, volume: Tensor, points: Tensor, places: Tensor, cell_vox: int = 10) -> Tensor:
+    """How far from the truth a registration would come to rest.
+
+    The contrastive loss asks that the right voxel is the most similar one; a registration rests where the sum over a
+    neighbourhood is largest, to a fraction of a voxel, and edges that look shifted in another contrast pull it away.
+    So in each cell of the first view, and along each axis of the second, a parabola is laid through the mean cosine at
+    shifts of -1, 0 and 1 voxel from the truth: its top should lie at 0.
+
+    Parameters
+    ----------
+    descriptors : Tensor, shape (points, channels)
+        Unit descriptors of the first view.
+    volume : Tensor, shape (channels, z, y, x)
+        Descriptors of the second view.
+    points : Tensor of int64, shape (points, 3)
+        Voxel indices z, y, x in the first view, 0 or more.
+    places : Tensor of float32, shape (points, 3)
+        Where they truly lie in the second view, continuous indices z, y, x.
+    cell_vox : int
+        Edge of a cell.
+
+    Returns
+    -------
+    Tensor, scalar, voxels.
+        Mean smooth L1 norm (quadratic up to a quarter of a voxel) of the offset along each axis; 0 without a cell
+        that holds eight points a voxel or more away from the border of the second view.
+    """
+    limit = torch.tensor(volume.shape[1:], device=volume.device) - 1
+    inside = ((places >= 1) & (places <= limit - 1)).all(dim=1)
+    cells, index = torch.unique(points[inside] // cell_vox, dim=0, return_inverse=True)
+    axes = torch.eye(3, device=volume.device)
+    shifted = places[inside] + torch.cat([torch.zeros_like(axes[:1]), axes, -axes])[:, None]
+    others = descriptors_at(volume, shifted.reshape(-1, 3)).reshape(7, -1, volume.shape[0])
+    cosines = (others * descriptors[inside]).sum(dim=2)
+    count = torch.bincount(index, minlength=len(cells))
+    mean = torch.zeros(7, len(cells), device=volume.device).index_add(1, index, cosines) / count
+    mean = mean[:, count >= _FEWEST]
+    if mean.numel() == 0:
+        return mean.sum()
+    middle, ahead, behind = mean[:1], mean[1:4], mean[4:]
+    curvature = (2 * middle - ahead - behind).clamp(min=_FLATTEST)
+    offset = (ahead - behind) / (2 * curvature)
+    return F.smooth_l1_loss(offset, torch.zeros_like(offset), beta=0.25)

@@ -94,6 +94,8 @@ class Optimisation:
         Contrast both ways; the paper goes from the image to the augmented image.
     both_views : bool
         Transform the first view too; the paper leaves it as it is.
+    alignment : float
+        Weight of `alignment_loss` beside the contrastive loss; the paper has none.
     precision : str
         "single", or "mixed": the two convolutions after the self-similarities, three quarters of the work, in
         bfloat16 on GPUs and on CPUs with AVX-512; others would be slower for it and stay in single precision. The
@@ -112,6 +114,7 @@ class Optimisation:
     temperature: float = 0.07
     symmetric: bool = False
     both_views: bool = False
+    alignment: float = 0.0
     precision: Literal["single", "mixed"] = "single"
     chunk: int = 100
     seed: int = 0
@@ -119,6 +122,8 @@ class Optimisation:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
             raise ConfigError("steps, batch, points, chunk, learning_rate and temperature are positive")
+        if self.alignment < 0:
+            raise ConfigError(f"alignment is a weight, 0 for none; {self.alignment} came")
         if not 0 <= self.seed < 1 << 32:
             raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
 

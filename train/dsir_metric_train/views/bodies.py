@@ -19,13 +19,14 @@ class Bodies(Made):
     def draw(self, rng: np.random.Generator) -> Views:
         """A new random body, painted twice."""
         _, warp = self.placement.draw(rng)
-        bend = self.placement.fields(rng, warp, 3, int(rng.integers(5, 10)))
-        fold = self.placement.fields(rng, warp, 1, int(rng.integers(7, 14)))[0]
+        finer = self.paint.finer
+        bend = self.placement.fields(rng, warp, 3, int(rng.integers(5, 10)), finer)
+        fold = self.placement.fields(rng, warp, 1, int(rng.integers(7, 14)), finer)[0]
         detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]
         amount = np.float32(rng.uniform(0.02, 0.12))
         seed = int(rng.integers(2**31))
         labels = []
-        for view, at in enumerate(self.placement.coordinates(warp)):
+        for view, at in enumerate(self.placement.coordinates(warp, finer)):
             bent = at + amount * np.stack([pair[view] for pair in bend])
             labels.append(_body(np.random.default_rng(seed), bent, fold[view]))
         return paint_both(rng, (labels[0], labels[1]), detail, self.paint, self.appearance, warp)

@@ -49,7 +49,7 @@ class LabelMaps:
         """A random crop of a random map, painted twice."""
         labels = self.maps[int(rng.integers(len(self.maps)))]
         matrix, warp = self.placement.draw(rng)
-        first, second = self.placement.cut_both(labels, inside(rng, labels), matrix, warp, order=0)
+        first, second = self.placement.cut_both(labels, inside(rng, labels), matrix, warp, 0, self.paint.finer)
         if self.strip_above and rng.uniform() < 0.5:
             first, second = (np.where(c >= self.strip_above, 0, c) for c in (first, second))
         detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]

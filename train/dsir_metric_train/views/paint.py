@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ class Paint:
         Largest amplitude of fine structure inside the regions that both views share, each with a sign of its own.
     alike : float
         Share of regions that look like another one.
+    finer : int
+        Labels are drawn and painted in voxels this many times smaller than those of a view, which are their means: a
+        voxel on a boundary then tells, as in a scan, how much of it lies on either side. With 1 it lies on one side,
+        and where the boundary is exactly nothing can tell.
     """
 
     mr: float = 1.0
@@ -39,12 +44,15 @@ class Paint:
     texture: float = 0.15
     detail: float = 0.0
     alike: float = 0.1
+    finer: int = 1
 
     def __post_init__(self) -> None:
         if min(self.mr, self.ct, self.us) < 0 or self.mr + self.ct + self.us <= 0:
             raise ConfigError("mr, ct and us are shares of the intensity laws: none negative, one at least positive")
         if not (0 <= self.texture < np.inf and 0 <= self.detail < np.inf):
             raise ConfigError("texture and detail are largest amplitudes: not negative")
+        if self.finer < 1:
+            raise ConfigError(f"finer is {self.finer}; labels have voxels that many times smaller, 1 or more")
 
 
 class Made:
@@ -75,9 +83,9 @@ def paint_both(
     ----------
     rng : numpy.random.Generator
     labels : pair of ndarray of integers, shape (z, y, x)
-        First and second crop; 0 is background.
+        First and second crop; 0 is background. In voxels of the views or `Paint.finer` ones.
     detail : pair of ndarray, shape (z, y, x), in [-1, 1]
-        One field on both crops, the fine structure inside the regions.
+        One field on both crops, the fine structure inside the regions, in voxels of the views.
     paint : Paint
     appearance : Appearance
         What the scanner adds.
@@ -90,7 +98,17 @@ def paint_both(
         law = _LAWS[names[int(rng.choice(3, p=shares / shares.sum()))]]
         image = law(rng, crop, structure, paint)
         painted.append(random_appearance(rng, np.clip(image, 0, 1), appearance, curve=False))
-    return Views(painted[0], painted[1], labels[0] > 0, warp)
+    return Views(painted[0], painted[1], _means(labels[0] > 0, detail[0].shape) >= 0.5, warp)
+
+
+def _means(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Means of `values` over the voxels of `shape`, each of which has as many of them along each axis."""
+    ratio = values.shape[0] // shape[0]
+    if ratio == 1:
+        return values
+    blocks = values.reshape([k for n in shape for k in (n, ratio)])
+    means: NDArray[Any] = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    return means
 
 
 def _regions(
@@ -110,9 +128,13 @@ def _regions(
         mean[0] = 0.0
     texture = rng.uniform(0, paint.texture, count).astype(np.float32)
     structure = (rng.uniform(-1, 1, count) * rng.uniform(0, paint.detail)).astype(np.float32)
-    image = mean[inverse] * (1 + texture[inverse] * smooth_noise(rng, labels.shape, int(rng.integers(6, 20))))
+
+    def painted(of_region: Volume) -> Volume:
+        return _means(of_region[inverse], detail.shape)
+
+    image = painted(mean) + painted(mean * texture) * smooth_noise(rng, detail.shape, int(rng.integers(6, 20)))
     if paint.detail:
-        image = image + structure[inverse] * np.minimum(1, 4 * mean)[inverse] * detail
+        image = image + painted(structure * np.minimum(1, 4 * mean)) * detail
     mixed: Volume = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.8), truncate=2.5)
     return mixed
 
@@ -136,7 +158,7 @@ def _ct(rng: np.random.Generator, labels: NDArray[np.number], detail: Volume, pa
         return np.clip(np.choose(kind, drawn), 0, 1)
 
     image = _regions(rng, labels, 0.5 * detail, paint, means)
-    clumps = ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), 0.7, truncate=2.5)
+    clumps = ndimage.gaussian_filter(rng.standard_normal(detail.shape, np.float32), 0.7, truncate=2.5)
     noisy: Volume = image + np.float32(rng.uniform(0, 0.05)) * clumps
     return noisy
 
@@ -147,9 +169,9 @@ def _us(rng: np.random.Generator, labels: NDArray[np.number], detail: Volume, pa
     beam = rng.standard_normal(3)
     beam /= np.linalg.norm(beam)
     facing = np.abs(sum(b * g for b, g in zip(beam, np.gradient(scatter), strict=True)))
-    grain = [ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), 0.8) for _ in range(2)]
+    grain = [ndimage.gaussian_filter(rng.standard_normal(detail.shape, np.float32), 0.8) for _ in range(2)]
     speckle = np.hypot(*grain) / np.float32(np.hypot(*(g.std() for g in grain)))
-    depth = np.tensordot(beam, np.indices(labels.shape, np.float32), 1) / labels.shape[0]
+    depth = np.tensordot(beam, np.indices(detail.shape, np.float32), 1) / detail.shape[0]
     strength = np.float32(rng.uniform(0.2, 0.8))
     echo = scatter * ((1 - strength) + strength * speckle) + rng.uniform(0, 3) * facing
     echo = echo * np.exp(-rng.uniform(0, 1.5) * depth)

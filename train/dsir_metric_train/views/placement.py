@@ -83,11 +83,20 @@ class Placement:
         return _rotation(rng, self.rotation_deg) * spacing, np.concatenate([relative, offset[:, None]], axis=1)
 
     def cut(
-        self, volume: NDArray[np.generic], centre: NDArray[np.float64], matrix: NDArray[np.float64], order: int
+        self,
+        volume: NDArray[np.generic],
+        centre: NDArray[np.float64],
+        matrix: NDArray[np.float64],
+        order: int,
+        finer: int = 1,
     ) -> Volume:
-        """The crop whose voxel i lies at centre + matrix (i - middle), in voxels of `volume` (z, y, x)."""
-        offset = centre - matrix @ self.middle
-        crop: Volume = ndimage.affine_transform(volume, matrix, offset, (self.crop,) * 3, order=order, cval=0.0)
+        """The crop whose voxel i lies at centre + matrix (i - middle), in voxels of `volume` (z, y, x).
+
+        With `finer` the same cube in voxels that many times smaller.
+        """
+        size, step = finer * self.crop, matrix / finer
+        offset = centre - step @ np.full(3, (size - 1) / 2)
+        crop: Volume = ndimage.affine_transform(volume, step, offset, (size,) * 3, order=order, cval=0.0)
         return crop
 
     def cut_both(
@@ -97,22 +106,25 @@ class Placement:
         matrix: NDArray[np.float64],
         warp: Affine,
         order: int,
+        finer: int = 1,
     ) -> tuple[Volume, Volume]:
-        """First and second crop; voxel i of the first is the same anatomy as warp(i) of the second."""
+        """First and second crop; voxel i of the first is the same anatomy as warp(i) of the second; see `cut`."""
         back = np.linalg.inv(warp[:, :3])
         middle = back @ (self.middle - warp[:, 3])  # of the second view, as an index of the first
-        first = self.cut(volume, centre, matrix, order)
-        return first, self.cut(volume, centre + matrix @ (middle - self.middle), matrix @ back, order)
+        first = self.cut(volume, centre, matrix, order, finer)
+        return first, self.cut(volume, centre + matrix @ (middle - self.middle), matrix @ back, order, finer)
 
-    def fields(self, rng: np.random.Generator, warp: Affine, count: int, nodes: int) -> list[tuple[Volume, Volume]]:
+    def fields(
+        self, rng: np.random.Generator, warp: Affine, count: int, nodes: int, finer: int = 1
+    ) -> list[tuple[Volume, Volume]]:
         """`count` random fields in [-1, 1], each on both crops, linear between `nodes` / 1.6 nodes an edge."""
         step = np.eye(3) * (nodes - 1) / (1.6 * self.crop)
         drawn = rng.uniform(-1, 1, (count, nodes, nodes, nodes)).astype(np.float32)
-        return [self.cut_both(f, np.full(3, (nodes - 1) / 2), step, warp, order=1) for f in drawn]
+        return [self.cut_both(f, np.full(3, (nodes - 1) / 2), step, warp, 1, finer) for f in drawn]
 
-    def coordinates(self, warp: Affine) -> tuple[Volume, Volume]:
+    def coordinates(self, warp: Affine, finer: int = 1) -> tuple[Volume, Volume]:
         """Where the voxels of both crops lie, (3, z, y, x), in edges of the first crop from its middle, z, y, x."""
-        index = np.indices((self.crop,) * 3, np.float32)
+        index = (np.indices((finer * self.crop,) * 3, np.float32) + np.float32(0.5)) / finer - np.float32(0.5)
         back = np.linalg.inv(warp[:, :3]).astype(np.float32)
         moved = np.tensordot(back, index - warp[:, 3].astype(np.float32)[:, None, None, None], 1)
         first, second = ((i - self.middle[0]) / self.crop for i in (index, moved))

@@ -17,7 +17,7 @@ class Shapes(Made):
         """New random shapes, painted twice."""
         _, warp = self.placement.draw(rng)
         count = int(rng.integers(4, 12)) + 1
-        fields = self.placement.fields(rng, warp, count, int(rng.integers(7, 20)))
+        fields = self.placement.fields(rng, warp, count, int(rng.integers(7, 20)), self.paint.finer)
         detail = self.placement.fields(rng, warp, 1, int(rng.integers(16, 40)))[0]
         empty = rng.uniform() < 0.5
 
