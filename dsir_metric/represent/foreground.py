@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric.errors import DataError
@@ -16,6 +17,9 @@ _MARGIN_MM = 4.0  # the outline of the anatomy is looked at from outside as well
 
 def foreground(image: sitk.Image, grid: Grid, name: str = "image") -> sitk.Image:
     """Where there is something to compare: the largest bright body of `image`, filled, 4 mm wider; on `grid`.
+
+    What a plane along the axes of `grid` shows enclosed is filled too: in a slab, a dark organ reaches its first or
+    last slice and is open there.
 
     `name` begins the error message.
 
@@ -38,6 +42,17 @@ def foreground(image: sitk.Image, grid: Grid, name: str = "image") -> sitk.Image
         body = labels == 1 + np.argmax(ndimage.sum_labels(body, labels, np.arange(1, count + 1)))
     steps = max(1, round(_MARGIN_MM / min(grid.spacing_mm)))
     body = np.pad(body, steps + 1)
-    body = ndimage.binary_fill_holes(ndimage.binary_closing(body, iterations=steps))
+    body = _filled(ndimage.binary_closing(body, iterations=steps))
     body = ndimage.binary_dilation(body, iterations=steps)[(slice(steps + 1, -steps - 1),) * body.ndim]
     return grid.stamp(sitk.GetImageFromArray(body.astype(np.uint8)))
+
+
+def _filled(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`body` without holes, in space or in any plane along the axes."""
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(body)
+    if body.ndim == 3:
+        for axis in range(3):
+            within = ndimage.generate_binary_structure(3, 1)
+            within.swapaxes(0, axis)[[0, 2]] = False  # neighbours in the plane alone
+            filled |= ndimage.binary_fill_holes(body, within)
+    return filled
