@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from dsir_metric_cli.main import app
 
 from dsir_metric import io
-from dsir_metric.batch import cluster
+from dsir_metric.batch import cluster, run, work
 from dsir_metric.batch.cluster import pairs_at_once
 from dsir_metric.batch.pairs import Pair, read_pairs
 from dsir_metric.batch.work import Work
@@ -23,7 +23,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import open_representer, turning_bytes, within_memory
-from dsir_metric.represent import Cache, Representation
+from dsir_metric.represent import Cache, Representation, Representer
 from dsir_metric.represent.pair import shared_spacing, working_grids
 
 pytest.importorskip("distributed")
@@ -87,7 +87,7 @@ def test_a_worker_keeps_to_the_memory_and_says_what_it_cost(study: Path) -> None
         ),
         (["--memory", "650MB"], r"row 4: voxels of 2.38 mm need"),
         (["--memory", "800MB", "--spacing", "2"], r"allow that much \(--memory\), or take voxels of [\d.]+ mm"),
-        (["--memory", "4GB", "--workers", "1000"], "2 workers may have 8000 MB of memory together, 3800 MB"),
+        (["--memory", "4GB", "--workers", "1000"], "2 workers together may have 8000 MB of memory, 3800 MB"),
         (["--memory", "1GB", "--backend", "ants"], "only sitk keeps to it"),
         (["--memory", "much"], "'much' is no size"),
     ],
@@ -161,13 +161,26 @@ def test_the_bytes_of_a_turn_are_the_least_that_do() -> None:
             assert make.within(memory).plan(turned, held).lacking_bytes == lacking
 
 
+def test_the_model_that_plans_takes_no_gpu(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, really = [], work._representer
+
+    def open_it(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
+        opened.append(device)
+        return really(model, model_hash, device, threads)
+
+    monkeypatch.setattr(work, "_representer", open_it)
+    config = replace(CENTRE, device="cuda", memory_bytes=4000 * MB)
+    run._check_memory(Work.of(config), read_pairs(study, study.parent / "out"))
+    assert opened == ["cpu", "cpu"]
+
+
 def test_workers_follow_from_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(None, 2 * 500**3, 2 * 200**3)  # type: ignore[arg-type]
     monkeypatch.setattr("dask.system.CPU_COUNT", 8)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 16_000 * MB)
     for memory, count in ((4000, 3), (2000, 6), (1000, 8), (15_000, 1)):
         assert pairs_at_once([pair] * 20, replace(CENTRE, memory_bytes=memory * MB)) == count
-    with pytest.raises(ConfigError, match="16000 MB of memory together, 15200 MB"):
+    with pytest.raises(ConfigError, match=r"a worker may have 16000 MB .*, 15200 MB .*: allow less \(--memory\)"):
         pairs_at_once([pair], replace(CENTRE, memory_bytes=16_000 * MB))
 
 

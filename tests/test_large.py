@@ -307,6 +307,15 @@ def test_no_voxels_fit() -> None:
         within_memory(config, grid, grid, open_representer(config, grid, grid))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_voxels_of_a_thin_slab_fit(shared: bool) -> None:
+    """Voxels that leave it a single slice are not tried, and what is said is about memory."""
+    config = RegisterConfig(memory_bytes=700 * 10**6, threads=1)
+    slab, whole = Grid((250, 250, 8)), Grid((300, 300, 200))
+    with pytest.raises(ConfigError, match=r"MB are allowed, and larger ones \d+ MB at least: allow more"):
+        within_memory(config, slab, whole, open_representer(config, slab, whole), shared=shared)
+
+
 def test_memory_is_kept_by_sitk_alone() -> None:
     with pytest.raises(ConfigError, match="only sitk keeps to it"):
         RegisterConfig(backend="torch", memory_bytes=10**9)

@@ -87,9 +87,11 @@ def pairs_at_once(pairs: Sequence[Pair], config: RegisterConfig, workers: int | 
     count = max(1, min(workers or min(CPU_COUNT // (config.threads or 1), fit), len(pairs)))
     allowed, most = count * (config.memory_bytes or 0), int(_TERMINATE * MEMORY_LIMIT)
     if allowed > most:
+        who, less = f"{count} workers together", "take fewer (--workers), or allow less to each (--memory)"
+        if count == 1:
+            who, less = "a worker", "allow less (--memory)"
         raise ConfigError(
-            f"{count} workers may have {allowed / 1e6:.0f} MB of memory together, {most / 1e6:.0f} MB of this machine "
-            "are at hand: take fewer (--workers), or allow less to each (--memory)"
+            f"{who} may have {allowed / 1e6:.0f} MB of memory, {most / 1e6:.0f} MB of this machine are at hand: {less}"
         )
     return count
 

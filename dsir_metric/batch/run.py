@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +104,11 @@ def run_batch(
 
 
 def _check_memory(work: Work, pairs: Sequence[Pair]) -> None:
-    """See that each pair fits into the memory of a worker."""
+    """See that each pair fits into the memory of a worker; the model, opened to plan alone, takes no GPU."""
+    plans = replace(work, config=replace(work.config, device="cpu"))
     for pair in pairs:
         try:
-            work.spacing(pair.job)
+            plans.spacing(pair.job)
         except ConfigError as error:
             raise ConfigError(f"{pair.row}: {error}") from error
 

@@ -97,9 +97,15 @@ def within_memory(
         sizes = [shared_spacing(wanted, k) for k in range(1, _SHARED_STEPS)]
     else:
         sizes = [float(f"{wanted * _COARSER**k:.3g}") for k in range(1, _STEPS)]  # as they are told
-    spacing = next((s for s in sizes if _needed(fixed, moving, representer, s, shared) <= limit), None)
-    if spacing is None:
-        least = _needed(fixed, moving, representer, sizes[-1], shared)
+    least = needed
+    for spacing in sizes:
+        try:
+            least = _needed(fixed, moving, representer, spacing, shared)
+        except ConfigError:  # they would leave a scan a single slice
+            break
+        if least <= limit:
+            break
+    if least > limit:
         raise ConfigError(f"{told}, and larger ones {least / 1e6:.0f} MB at least: allow more (--memory)")
     if config.spacing_mm is not None:
         raise ConfigError(f"{told}: allow that much (--memory), or take voxels of {spacing:g} mm (--spacing)")

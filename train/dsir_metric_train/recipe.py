@@ -122,7 +122,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
             raise ConfigError("steps, batch, points, chunk, learning_rate and temperature are positive")
-        if self.alignment < 0:
+        if not 0 <= self.alignment < np.inf:
             raise ConfigError(f"alignment is a weight, 0 for none; {self.alignment} came")
         if not 0 <= self.seed < 1 << 32:
             raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")

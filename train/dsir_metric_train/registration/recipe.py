@@ -152,6 +152,7 @@ class RegistrationRecipe:
     lapirn : LapIRNConfig
     voxelmorph : VoxelMorphConfig
     paint : Paint
+        Its `finer` plays no part: the label maps have the voxels of the views.
     appearance : Appearance
     """
 
