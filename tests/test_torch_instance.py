@@ -76,7 +76,7 @@ def error_mm(transform: sitk.Transform) -> float:
 
 @pytest.mark.parametrize(("linear", "scans"), [(IDENTITY, False), (TILTED, False), (TILTED, True)])
 def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: bool) -> None:
-    pair, config = bent(linear), DeformableConfig(iterations=(20, 20, 20))
+    pair, config = bent(linear), DeformableConfig(iterations=(20, 20, 20, 20))
     pair = with_scans(pair) if scans else pair
     compiled = fit_freeform(pyramid(pair), linear, config, lambda *_: None)
     found = optimise(volumes(pair), linear, deformable=config)
