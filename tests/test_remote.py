@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,7 @@ def test_nobody_waits_for_tiles_that_are_of_no_use(
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "DSIR_METRIC_RETRIES": "0"},
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores Ctrl-C
         )
         while len(asked) < connections and process.poll() is None:
             time.sleep(0.01)
