@@ -143,7 +143,7 @@ def test_two_processes_do_what_one_does(whole: Path, scans: Path, tmp_path: Path
     one, two = content(tmp_path / "o"), content(whole)
     assert one["global_step"] == two["global_step"] == 6
     for name, value in one["state_dict"].items():
-        if name != "network.out.bias":  # cancels in every self-similarity: its gradient is rounding, which Adam makes a step
+        if name != "network.out.bias":  # cancels in all self-similarities: Adam makes steps of a gradient of rounding
             torch.testing.assert_close(two["state_dict"][name], value, atol=1e-6, rtol=0)
     assert one["unusable"] == two["unusable"] != {}
     assert one["hyper_parameters"] == two["hyper_parameters"]
