@@ -101,7 +101,7 @@ def command(scans: Path, out: Path, *options: str) -> list[str]:
 
 def variables(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_")) and k != "LOCAL_RANK"}
-    return {**kept, "THREADS": str(torch.get_num_threads()), **more}
+    return {**kept, "THREADS": "1", "OMP_NUM_THREADS": "1", **more}  # srun leaves the number, Lightning sets it
 
 
 def run(scans: Path, out: Path, *options: str, **more: str) -> tuple[int, list[str]]:
