@@ -24,14 +24,13 @@ from representations import represent
 from scipy import ndimage
 
 from dsir_metric import io
-from dsir_metric.evaluate import Retrieval, retrieval
+from dsir_metric.evaluate import Retrieval, overlay, read_outline, retrieval
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.foreground import foreground
 
 FIELDS = (".mha", ".nii", ".nii.gz", ".nrrd")
 AXIS, DIRECTION = (0.6, -0.48, 0.64), (0.48, 0.64, -0.6)  # of the turn and of the shift: along no axis of a grid
 MARGIN_MM = 4.0  # `foreground` is wider than the body by this
-REACH_MM = 10.0  # outlines farther apart than this do not pull at each other
 
 
 @dataclass(frozen=True)
@@ -69,36 +68,11 @@ def read_task(folder: Path) -> Pair:
 
 def read_overlay(name: str, fixed: str, moving: str, fixed_labels: str, moving_labels: str) -> Pair:
     """A pair whose truth is known only as far as one gland lies over the other."""
-    gland, other = read_gland(fixed_labels), read_gland(moving_labels)
+    gland, other = read_outline(fixed_labels), read_outline(moving_labels)
     truth = overlay(gland, other)
     moved = sitk.Resample(other, gland, truth, sitk.sitkNearestNeighbor)
     both, all_ = (sitk.GetArrayViewFromImage(i).sum(dtype=float) for i in (moved & gland, moved + gland))
     return Pair(f"{name} (approximate, Dice {2 * both / all_:.2f})", *map(io.read_image, (fixed, moving)), truth, gland)
-
-
-def read_gland(file: str) -> sitk.Image:
-    """The first channel of a 4-D label file, or all labels of a 3-D one, as 0 and 1."""
-    labels = sitk.ReadImage(file)
-    return (labels[:, :, :, 0] if labels.GetDimension() == 4 else labels) > 0
-
-
-def overlay(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
-    """The affine transform that brings the outlines of two masks together, in the least-squares sense."""
-    distances = [
-        sitk.Clamp(sitk.SignedMaurerDistanceMap(m, False, False, True), sitk.sitkFloat32, -REACH_MM, REACH_MM)
-        for m in (fixed, moving)
-    ]
-    start = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
-    )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsConjugateGradientLineSearch(1.0, 200, 1e-7)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(start)
-    method.Execute(*distances)
-    return start
 
 
 def confined(pair: Pair) -> Pair:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from retrieval import Pair, confined, main, overlay, read_truth, turned
+from retrieval import Pair, confined, main, read_truth, turned
 from scipy import ndimage
 
 from dsir_metric import io
+from dsir_metric.evaluate import overlay
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.phantom import PhantomPair
 

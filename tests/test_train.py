@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
-from dsir_metric_train import loop  # noqa: E402
+from dsir_metric_train import loader, loop  # noqa: E402
 from dsir_metric_train.checkpoint import load_network  # noqa: E402
 from dsir_metric_train.loop import Contrast, train  # noqa: E402
-from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at, sample_points  # noqa: E402
+from dsir_metric_train.loss import alignment_loss, close_to, contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
 from dsir_metric_train.views import (  # noqa: E402
@@ -25,16 +25,20 @@ from dsir_metric_train.views import (  # noqa: E402
     Bodies,
     LabelMaps,
     Paint,
+    Pairs,
+    Partner,
     Placement,
     Scans,
     Shapes,
     Source,
+    Views,
     find_images,
 )
 from dsir_metric_train.views.appearance import bezier_curve, random_appearance, smooth_noise  # noqa: E402
 
 from dsir_metric.config import from_dict, load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
+from dsir_metric.evaluate import read_outline  # noqa: E402
 from dsir_metric.geometry import Grid  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
 
@@ -183,6 +187,90 @@ def test_a_crop_of_a_scan_lies_about_a_point_of_the_body(spacing: float, monkeyp
         assert np.median(steps[np.abs(steps) > 1e-4]) == pytest.approx(spacing / 79, rel=0.01)
 
 
+def agreement(views: Views) -> float:
+    """Rank correlation of the two views at points that correspond."""
+    points = sample_points(torch.from_numpy(views.foreground), torch.from_numpy(views.warp), 2000)
+    first, second = (p.T.double().numpy() for p in points)
+    values = (ndimage.map_coordinates(v, at, order=1) for v, at in ((views.first, first), (views.second, second)))
+    return float(stats.spearmanr(*values).statistic)
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An organ in two scans of different brightness, the second one moved by an affine map, and its outline in both."""
+    folder, truth = tmp_path_factory.mktemp("apart"), sitk.AffineTransform(3)
+    truth.SetMatrix([1.1, 0.1, 0, -0.1, 0.95, 0.05, 0, 0, 0.9])
+    truth.SetTranslation([9.0, -7.0, 6.0])
+    z, y, x = np.meshgrid(*[np.arange(48.0) - 24] * 3, indexing="ij")
+    inside = (x / 18) ** 2 + (y / 14) ** 2 + (z / 11) ** 2 < 1
+    texture = ndimage.gaussian_filter(rng(3).standard_normal(inside.shape), 3)
+    scan = 100 + 1500 * texture * inside + 60 * inside
+    for name, values in {"us": scan, "mr": 3 * scan + 11, "outline": inside.astype(np.uint8)}.items():
+        image = sitk.GetImageFromArray(values)
+        image.SetOrigin((-24, -24, -24))
+        sitk.WriteImage(image, str(folder / f"1_{name}.mha"))
+        interpolator = sitk.sitkNearestNeighbor if name == "outline" else sitk.sitkLinear
+        moved = sitk.Resample(image, image, truth, interpolator, float(values.min()))
+        sitk.WriteImage(moved, str(folder / f"1_{name}_moved.mha"))
+    return folder
+
+
+def test_a_pair_that_lies_on_each_other_shares_its_points(apart: Path) -> None:
+    placement = Placement(16, (1.0, 2.5), 15, 8, 0.05, 2)
+    there = Pairs([apart / "1_us.mha"], [Partner(apart / "1_mr.mha")], placement, PLAIN)
+    away = Pairs([apart / "1_us.mha"], [Partner(apart / "1_mr_moved.mha")], placement, PLAIN)
+    for seed in range(4):
+        assert agreement(there.draw(rng(seed))) > 0.97
+        assert agreement(away.draw(rng(seed))) < 0.6
+
+
+def test_a_pair_is_laid_over_each_other_by_its_outlines(apart: Path) -> None:
+    placement = Placement(16, (1.0, 2.5), 15, 8, 0.05, 2)
+    outlines = (apart / "1_outline.mha", apart / "1_outline_moved.mha")
+    files = [apart / "1_us.mha"], [Partner(apart / "1_mr_moved.mha", outlines)]
+    pairs = Pairs(*files, placement, PLAIN, tolerance_mm=3.0)
+    scan, other, where, *coarse = pairs.read(files[0][0])
+    organ = sitk.GetArrayFromImage(sitk.ReadImage(str(outlines[0]))) > 0
+    distance = ndimage.distance_transform_edt(~organ)
+    assert not where[distance > 6].any()
+    assert where[distance < 4].mean() > 0.95
+    assert stats.spearmanr(scan[organ], other[organ]).statistic > 0.8  # an ellipsoid tells its turn but roughly
+    assert [v.shape for v in coarse] == [(24, 24, 24)] * 3
+    views = pairs.draw(rng(0))
+    spacing = 3.0 / views.tolerance_vox
+    assert 1.0 <= spacing <= 2.5
+    assert views.foreground.any()
+
+
+def test_a_pair_that_cannot_be_used_is_passed_over(apart: Path, tmp_path: Path) -> None:
+    for name in ("1_us.mha", "2_us.mha", "1_mr.mha"):
+        (tmp_path / name).write_bytes((apart / name.replace("2", "1")).read_bytes())
+    (tmp_path / "2_mr.mha").write_text("broken")
+    mapping = {"sources": [{**PAIRS, "files": ["*us.mha"], "partners": ["*mr.mha"]}], "placement": {"crop": 16}}
+    (pairs,) = from_dict(Recipe, mapping).open_sources(tmp_path)
+    assert isinstance(pairs, Pairs)
+    for seed in range(6):
+        pairs.draw(rng(seed))
+    assert list(pairs.unusable) == [str(tmp_path / "2_us.mha")]
+    assert "2_mr.mha" in str(pairs.unusable[str(tmp_path / "2_us.mha")])
+    (tmp_path / "2_mr.mha").unlink()
+    with pytest.raises(ConfigError, match="2 files, but 1 partners match"):
+        from_dict(Recipe, mapping).open_sources(tmp_path)
+    files = {line["file"] for line in from_dict(Recipe, mapping).manifest(tmp_path)}
+    assert files == {"1_us.mha", "2_us.mha", "1_mr.mha"}
+
+
+def test_an_outline_needs_a_label(apart: Path, tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.Image(8, 8, 8, sitk.sitkUInt8), str(tmp_path / "none.mha"))
+    (tmp_path / "text.mha").write_text("no image")
+    for name, message in (("none.mha", "holds no label"), ("text.mha", "cannot be read"), ("no.mha", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            read_outline(tmp_path / name)
+    several = sitk.JoinSeries([sitk.Image(8, 8, 8, sitk.sitkUInt8) + v for v in (1, 0)])
+    sitk.WriteImage(several, str(tmp_path / "several.nii.gz"))
+    assert sitk.GetArrayFromImage(read_outline(tmp_path / "several.nii.gz")).all()
+
+
 def test_skull_and_skin_are_removed_now_and_then(data: Path) -> None:
     maps = LabelMaps(find_images(data, ["labels/*"]), SMALL, LAWS, Appearance(), strip_above=1)
     assert {bool(maps.draw(rng(seed)).foreground.any()) for seed in range(12)} == {True, False}
@@ -230,6 +318,31 @@ def test_descriptors_between_voxels() -> None:
     torch.testing.assert_close(descriptors_at(volume, whole), torch.stack([volume[:, 4, 0, 6], volume[:, 1, 2, 3]]))
 
 
+def test_neighbours_within_the_tolerance_are_no_negatives() -> None:
+    points = torch.tensor([[0, 0, 0], [0, 0, 3], [0, 4, 3], [9, 9, 9]])
+    near = close_to(points, 4.5)
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = expected[1, 2] = expected[2, 1] = True
+    assert torch.equal(near, expected)
+    first, second = torch.nn.functional.normalize(torch.randn(2, 4, 5, dtype=torch.float64), dim=2)
+    similar = torch.exp(first @ second.T / 0.1)
+    rows = [-torch.log(similar[i, i] / sum(similar[i, j] for j in range(4) if not near[i, j])) for i in range(4)]
+    torch.testing.assert_close(contrastive_loss(first, second, 0.1, near=near), torch.stack(rows).mean())
+
+
+def test_only_an_exact_pair_is_asked_to_align() -> None:
+    views = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    points = torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)) + 4)
+    losses = {}
+    for alignment in (0.0, 5.0):
+        torch.manual_seed(0)
+        module = contrast(alignment=alignment)
+        for tolerance in (0.0, 2.0):
+            pair = loader.Pair(views, points, points.float() + 0.3, torch.tensor(tolerance))
+            losses[alignment, tolerance] = float(module.contrast(pair)[0].detach())
+    assert losses[5.0, 2.0] == losses[0.0, 2.0] < losses[0.0, 0.0] < losses[5.0, 0.0]
+
+
 def test_loss_is_equation_4() -> None:
     first, second = torch.nn.functional.normalize(torch.randn(2, 9, 5, dtype=torch.float64), dim=2)
     tau = 0.07
@@ -247,6 +360,7 @@ def test_loss_is_equation_4() -> None:
 
 
 SCANS = {"kind": "scans", "files": ["*"]}
+PAIRS = {"kind": "pairs", "files": ["*"], "partners": ["*"]}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +375,11 @@ SCANS = {"kind": "scans", "files": ["*"]}
         ({"sources": [SCANS], "placement": {"crop": 16}, "appearance": {"slices_vox": 9}}, "at most half a crop"),
         ({"sources": [{"kind": "scans"}]}, "need some"),
         ({"sources": [{"kind": "shapes", "files": ["*"]}]}, "kind 'shapes' with files"),
+        ({"sources": [{"kind": "pairs", "files": ["*"]}]}, "pairs alone need some"),
+        ({"sources": [{**SCANS, "partners": ["*"]}]}, "pairs alone need some"),
+        ({"sources": [{**PAIRS, "outlines": ["*"]}]}, "give both or neither"),
+        ({"sources": [{**SCANS, "tolerance_mm": 3.0}]}, "a distance between the scans of pairs; 3.0 came"),
+        ({"sources": [{**PAIRS, "tolerance_mm": -1.0}]}, "a distance between the scans of pairs"),
         ({"sources": [{"kind": "shapes", "weight": 0}]}, "weight of a source is positive"),
         ({"sources": [SCANS], "optimisation": {"steps": 0}}, "are positive"),
         ({"sources": [SCANS], "optimisation": {"alignment": -1.0}}, "alignment is a weight, 0 for none; -1.0 came"),
@@ -336,7 +455,8 @@ def test_alignment_loss_can_be_descended_and_needs_points() -> None:
 
 def test_alignment_loss_counts_with_its_weight() -> None:
     points = torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)))
-    batch = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)), points + 4, points + 4.25
+    views = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    batch = loader.Pair(views, points + 4, points + 4.25, torch.tensor(0.0))
     none, one, three = (contrast(alignment=weight, seed=2) for weight in (0.0, 1.0, 3.0))
     for other in (one, three):
         other.network.load_state_dict(none.network.state_dict())
@@ -372,7 +492,7 @@ def test_mixed_precision_is_that_of_the_head_alone(
     for layer in (module.network.out, module.network.head):
         layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     points = torch.arange(30).reshape(10, 3) % 8
-    loss, _ = module.contrast((torch.rand(2, 1, 8, 8, 8), points, points.float()))
+    loss, _ = module.contrast(loader.Pair(torch.rand(2, 1, 8, 8, 8), points, points.float(), torch.tensor(0.0)))
     assert seen == [torch.float32, head]
     assert loss.dtype == torch.float32
 

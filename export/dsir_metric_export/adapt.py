@@ -205,7 +205,7 @@ def _split(files: Sequence[Path], folder: Path, seed: int) -> tuple[list[Path], 
 
 def _recipe(card: ModelCard, files: Sequence[Path], steps: int, crop: int | None, seed: int) -> Recipe:
     """As the model was trained, but gently: on these scans, and on shapes and bodies so that it does not forget."""
-    made_with = card.recipe
+    made_with, patterns = card.recipe, tuple(glob.escape(f.as_posix()) for f in files)
     placement = from_dict(Placement, made_with.get("placement", {}))
     optimisation = replace(
         from_dict(Optimisation, made_with.get("optimisation", {})),
@@ -218,7 +218,7 @@ def _recipe(card: ModelCard, files: Sequence[Path], steps: int, crop: int | None
     )
     return Recipe(
         sources=(
-            DataSource("scans", tuple(glob.escape(f.as_posix()) for f in files), 4.0, origin=YOURS, licence=YOURS),
+            DataSource("scans", patterns, weight=4.0, origin=YOURS, licence=YOURS),
             DataSource("shapes", weight=1.0, origin="random shapes", licence="Apache-2.0"),
             DataSource("bodies", weight=1.0, origin="random bodies", licence="Apache-2.0"),
         ),

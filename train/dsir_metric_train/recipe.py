@@ -17,6 +17,8 @@ from dsir_metric_train.views import (
     Bodies,
     LabelMaps,
     Paint,
+    Pairs,
+    Partner,
     Placement,
     Scans,
     Shapes,
@@ -35,14 +37,22 @@ class DataSource:
     Parameters
     ----------
     kind : str
-        "scans" (one view and its intensity transformation), "labels" (label maps painted at random), "shapes" or
-        "bodies" (made at random and painted likewise).
+        "scans" (one view and its intensity transformation), "pairs" (two scans that lie on each other), "labels" (label
+        maps painted at random), "shapes" or "bodies" (made at random and painted likewise).
     files : tuple of str
         Glob patterns below the data folder; none for shapes and bodies.
+    partners : tuple of str
+        Of pairs: patterns of the other scans, as many as `files`; each belongs to the one in the same place, by name.
+    outlines, partner_outlines : tuple of str
+        Of pairs that lie apart: patterns of label files with an organ of each scan. The partner is laid over the scan
+        by them, and what lies more than 5 mm beyond does not count.
+    tolerance_mm : float
+        Of pairs: points of the first scan that are nearer to each other than this are not contrasted, and where it is
+        not 0 there is no loss of alignment.
     weight : float
         Share of the draws, relative to the other sources.
     intensity : str
-        Intensity rule of scans: auto, mr, ct, ct:low,high.
+        Intensity rule of scans and pairs: auto, mr, ct, ct:low,high.
     assume_spacing_mm : float
         Voxel size to believe instead of the header's; 0 believes the header.
     strip_above : int
@@ -51,8 +61,12 @@ class DataSource:
         Recorded in the model card.
     """
 
-    kind: Literal["scans", "labels", "shapes", "bodies"]
+    kind: Literal["scans", "pairs", "labels", "shapes", "bodies"]
     files: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
+    outlines: tuple[str, ...] = ()
+    partner_outlines: tuple[str, ...] = ()
+    tolerance_mm: float = 0.0
     weight: float = 1.0
     intensity: str = "auto"
     assume_spacing_mm: float = 0.0
@@ -63,8 +77,16 @@ class DataSource:
     def __post_init__(self) -> None:
         if (self.kind in ("shapes", "bodies")) == bool(self.files):
             raise ConfigError(
-                f"a source of kind {self.kind!r} with files {list(self.files)}: scans and labels need some"
+                f"a source of kind {self.kind!r} with files {list(self.files)}: scans, pairs and labels need some"
             )
+        if (self.kind == "pairs") != bool(self.partners):
+            raise ConfigError(
+                f"a source of kind {self.kind!r} with partners {list(self.partners)}: pairs alone need some"
+            )
+        if bool(self.outlines) != bool(self.partner_outlines) or (self.outlines and not self.partners):
+            raise ConfigError("outlines and partner_outlines belong to pairs, and to each other: give both or neither")
+        if not 0 <= self.tolerance_mm < np.inf or (self.tolerance_mm and not self.partners):
+            raise ConfigError(f"tolerance_mm is a distance between the scans of pairs; {self.tolerance_mm} came")
         if self.weight <= 0:
             raise ConfigError(f"the weight of a source is positive; {self.weight} came")
         if self.assume_spacing_mm < 0:
@@ -167,6 +189,17 @@ class Recipe:
         files = find_images(root, source.files)
         if source.kind == "labels":
             return LabelMaps(files, self.placement, self.paint, self.appearance, source.strip_above)
+        if source.kind == "pairs":
+            return Pairs(
+                files,
+                _partners(root, source, len(files)),
+                self.placement,
+                self.appearance,
+                source.intensity,
+                source.assume_spacing_mm,
+                source.tolerance_mm,
+                cache,
+            )
         both = self.optimisation.both_views
         return Scans(files, self.placement, self.appearance, both, source.intensity, source.assume_spacing_mm, cache)
 
@@ -181,8 +214,27 @@ class Recipe:
         lines = []
         for s in self.sources:
             made = [{"file": f"synthetic {s.kind}", "source": s.origin, "licence": s.licence}]
-            lines += listed(root, s.files, s.origin, s.licence) if s.files else made
+            patterns = (*s.files, *s.partners, *s.outlines, *s.partner_outlines)
+            lines += listed(root, patterns, s.origin, s.licence) if patterns else made
         return lines
+
+
+def _partners(root: Path, source: DataSource, count: int) -> list[Partner]:
+    """What belongs to each of the `count` scans of a source of pairs, in their order."""
+
+    def matched(name: str, patterns: tuple[str, ...]) -> list[Path]:
+        found = find_images(root, patterns)
+        if len(found) != count:
+            raise ConfigError(
+                f"pairs: {count} files, but {len(found)} {name} match {', '.join(patterns)}; one for each is needed"
+            )
+        return found
+
+    scans = matched("partners", source.partners)
+    if not source.outlines:
+        return [Partner(scan) for scan in scans]
+    outlines = [matched(n, getattr(source, n)) for n in ("outlines", "partner_outlines")]
+    return [Partner(scan, (here, there)) for scan, here, there in zip(scans, *outlines, strict=True)]
 
 
 def listed(root: Path, files: Sequence[str], origin: str, licence: str) -> list[dict[str, str]]:

@@ -30,12 +30,15 @@ class Views:
         Where the anatomy is in the first view.
     warp : ndarray, shape (3, 4)
         Affine map from voxels of the first view to voxels of the second, z, y, x; the identity in the paper.
+    tolerance_vox : float
+        How far off the map may be, in voxels of the first view; 0 where it is known.
     """
 
     first: Volume
     second: Volume
     foreground: NDArray[np.bool_]
     warp: Affine
+    tolerance_vox: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,17 @@ class Placement:
         warp: Affine,
         order: int,
         finer: int = 1,
+        other: NDArray[np.generic] | None = None,
     ) -> tuple[Volume, Volume]:
-        """First and second crop; voxel i of the first is the same anatomy as warp(i) of the second; see `cut`."""
+        """First and second crop; voxel i of the first is the same anatomy as warp(i) of the second; see `cut`.
+
+        The second crop is cut from `other`, if given, which lies on the grid of `volume`.
+        """
         back = np.linalg.inv(warp[:, :3])
         middle = back @ (self.middle - warp[:, 3])  # of the second view, as an index of the first
         first = self.cut(volume, centre, matrix, order, finer)
-        return first, self.cut(volume, centre + matrix @ (middle - self.middle), matrix @ back, order, finer)
+        source = volume if other is None else other
+        return first, self.cut(source, centre + matrix @ (middle - self.middle), matrix @ back, order, finer)
 
     def fields(
         self, rng: np.random.Generator, warp: Affine, count: int, nodes: int, finer: int = 1

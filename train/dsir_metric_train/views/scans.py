@@ -18,7 +18,7 @@ from dsir_metric_train.views.appearance import Appearance, random_appearance
 from dsir_metric_train.views.cache import Cache
 from dsir_metric_train.views.placement import BACKGROUND, Placement, Views, Volume, inside
 
-__all__ = ["Scans", "check_headers", "check_volume", "find_images", "isotropic"]
+__all__ = ["FromFiles", "Scans", "check_volume", "coarser", "find_images", "isotropic"]
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".ome.zarr")
 
@@ -46,17 +46,24 @@ def find_images(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return found
 
 
-def isotropic(image: sitk.Image, spacing_mm: float, *, labels: bool) -> NDArray[np.float32]:
-    """`image` on an isotropic LPS grid, (z, y, x)."""
-    image = sitk.DICOMOrient(image, "LPS")
-    size = [max(1, round(n * s / spacing_mm)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+def isotropic(
+    image: sitk.Image,
+    spacing_mm: float,
+    *,
+    labels: bool,
+    like: sitk.Image | None = None,
+    transform: sitk.Transform | None = None,
+) -> NDArray[np.float32]:
+    """`image` on an isotropic LPS grid, (z, y, x): its own, or that of `like`, from whose points `transform` leads."""
+    whole = sitk.DICOMOrient(image if like is None else like, "LPS")
+    size = [max(1, round(n * s / spacing_mm)) for n, s in zip(whole.GetSize(), whole.GetSpacing(), strict=True)]
     interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     reference = sitk.Image(size, sitk.sitkUInt8)
     reference.SetSpacing([spacing_mm] * 3)
-    reference.SetOrigin(image.GetOrigin())
-    reference.SetDirection(image.GetDirection())
+    reference.SetOrigin(whole.GetOrigin())
+    reference.SetDirection(whole.GetDirection())
     low = float(sitk.GetArrayViewFromImage(image).min())
-    out = sitk.Resample(image, reference, sitk.Transform(), interpolator, low, sitk.sitkFloat32)
+    out = sitk.Resample(image, reference, transform or sitk.Transform(), interpolator, low, sitk.sitkFloat32)
     return sitk.GetArrayFromImage(out)
 
 
@@ -106,20 +113,17 @@ def _check_size(smallest: float, placement: Placement, file: Path) -> None:
         )
 
 
-class Scans:
-    """Real scans; the second view is the first under a random intensity transformation (section 3.3 of the paper).
+class FromFiles:
+    """What is drawn from files, each read when it is first drawn.
 
-    A file is read when it is first drawn. One that cannot be used is passed over and told in `unusable`; which it is
-    depends on the files alone, so the same generator state draws the same views in any process.
+    One that cannot be used is passed over and told in `unusable`; which it is depends on the files alone, so the same
+    generator state draws the same views in any process.
 
     Parameters
     ----------
     files : sequence of Path
-        Scalar 3-D images, each normalised as at run time and brought to 1 mm and 2 mm.
     placement : Placement
     appearance : Appearance
-    both : bool
-        Whether the first view is transformed as well; the paper leaves it as it is.
     intensity : str
         As `dsir_metric.represent.resolve_intensity`.
     assume_spacing_mm : float
@@ -143,18 +147,98 @@ class Scans:
         files: Sequence[Path],
         placement: Placement,
         appearance: Appearance,
-        both: bool,
         intensity: str = "auto",
         assume_spacing_mm: float = 0.0,
         cache: Cache | None = None,
     ) -> None:
         check_headers(files, placement, assume_spacing_mm)
-        self.files, self.placement, self.appearance, self.both = files, placement, appearance, both
+        self.files, self.placement, self.appearance = files, placement, appearance
         self.intensity, self.assume_spacing_mm = intensity, assume_spacing_mm
         self.cache = cache or Cache()
         self.unusable: dict[str, DsirError] = {}
 
-    def read(self, file: Path) -> tuple[Volume, Volume]:
+    def read(self, file: Path) -> tuple[Volume, ...]:
+        """The volumes of one file."""
+        raise NotImplementedError
+
+    def open(self, file: Path) -> sitk.Image:
+        """One scan, with the voxel size to believe."""
+        return self.believed(read_image(file))
+
+    def believed(self, image: sitk.Image) -> sitk.Image:
+        """An image, with the voxel size to believe."""
+        if self.assume_spacing_mm:
+            image.SetSpacing([self.assume_spacing_mm] * 3)
+        return image
+
+    def normalised(
+        self, image: sitk.Image, file: Path, like: sitk.Image | None = None, transform: sitk.Transform | None = None
+    ) -> Volume:
+        """A scan in [0, 1], (z, y, x), at 1 mm; see `isotropic`.
+
+        Raises
+        ------
+        DataError
+            If it is smaller than a crop, or is all background.
+        """
+        rule = resolve_intensity(sitk.GetArrayViewFromImage(image), self.intensity)
+        fine = rule.apply(isotropic(image, 1.0, labels=False, like=like, transform=transform))
+        check_volume(fine, self.placement, file)
+        return fine
+
+    def any(self, rng: np.random.Generator) -> tuple[Volume, ...]:
+        """The volumes of a random file; of another one if that is unusable.
+
+        Raises
+        ------
+        DsirError
+            If no file can be used; what the first one gave.
+        """
+        while len(self.unusable) < len(self.files):
+            file = self.files[int(rng.integers(len(self.files)))]
+            if str(file) in self.unusable:
+                continue
+            try:
+                key = (type(self), file, self.intensity, self.assume_spacing_mm)
+                return self.cache.get(key, partial(self.read, file))
+            except DsirError as error:
+                self.unusable[str(file)] = error
+        raise next(iter(self.unusable.values()))
+
+
+def coarser(fine: Volume) -> Volume:
+    """A volume of 1 mm at 2 mm."""
+    coarse: Volume = ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()
+    return coarse
+
+
+class Scans(FromFiles):
+    """Real scans; the second view is the first under a random intensity transformation (section 3.3 of the paper).
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Scalar 3-D images, each normalised as at run time and brought to 1 mm and 2 mm.
+    placement, appearance, intensity, assume_spacing_mm, cache
+        As in `FromFiles`.
+    both : bool
+        Whether the first view is transformed as well; the paper leaves it as it is.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        placement: Placement,
+        appearance: Appearance,
+        both: bool,
+        intensity: str = "auto",
+        assume_spacing_mm: float = 0.0,
+        cache: Cache | None = None,
+    ) -> None:
+        super().__init__(files, placement, appearance, intensity, assume_spacing_mm, cache)
+        self.both = both
+
+    def read(self, file: Path) -> tuple[Volume, ...]:
         """One scan in [0, 1], (z, y, x), at 1 mm and at 2 mm.
 
         Raises
@@ -162,13 +246,8 @@ class Scans:
         DataError, ShapeError, GeometryError
             If it is none that `read_image` takes, is smaller than a crop, or is all background.
         """
-        image = read_image(file)
-        if self.assume_spacing_mm:
-            image.SetSpacing([self.assume_spacing_mm] * 3)
-        rule = resolve_intensity(sitk.GetArrayViewFromImage(image), self.intensity)
-        fine = rule.apply(isotropic(image, 1.0, labels=False))
-        check_volume(fine, self.placement, file)
-        return fine, ndimage.gaussian_filter(fine, 0.7)[::2, ::2, ::2].copy()
+        fine = self.normalised(self.open(file), file)
+        return fine, coarser(fine)
 
     def draw(self, rng: np.random.Generator) -> Views:
         """A random crop of a random scan, and the same place of the same scan changed in appearance.
@@ -178,22 +257,10 @@ class Scans:
         DsirError
             If no file can be used; what the first one gave.
         """
-        fine, coarse = self._any(rng)
+        fine, coarse = self.any(rng)
         matrix, warp = self.placement.draw(rng)
         volume, unit = (coarse, 2.0) if np.linalg.norm(matrix[0]) > 1.5 else (fine, 1.0)
         centre = inside(rng, coarse) * (2.0 / unit)
         crop, second = self.placement.cut_both(volume, centre, matrix / unit, warp, order=1)
         first = random_appearance(rng, crop, self.appearance, curve=self.both)
         return Views(first, random_appearance(rng, second, self.appearance), crop > BACKGROUND, warp)
-
-    def _any(self, rng: np.random.Generator) -> tuple[Volume, ...]:
-        """The volumes of a random file; of another one if that is unusable."""
-        while len(self.unusable) < len(self.files):
-            file = self.files[int(rng.integers(len(self.files)))]
-            if str(file) in self.unusable:
-                continue
-            try:
-                return self.cache.get((file, self.intensity, self.assume_spacing_mm), partial(self.read, file))
-            except DsirError as error:
-                self.unusable[str(file)] = error
-        raise next(iter(self.unusable.values()))
