@@ -202,13 +202,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
     options = parser.parse_args()
-    methods = {
-        label(name): (
-            partial(represent, name, threads=options.threads),
-            settings(label(name), options.settings, options.assignments, options.threads),
-        )
-        for name in options.names
-    }
+    methods = {}
+    for name in options.names:
+        config = settings(label(name), options.settings, options.assignments, options.threads)
+        methods[label(name)] = partial(represent, name, spacing_mm=config.spacing_mm, threads=config.threads), config
     tasks = find_tasks(options.work, options.tasks)
     records = compare(load_judge(options.judge), tasks, methods, options.out)
     print(table(records, list(methods)[-1]))
