@@ -211,12 +211,12 @@ class Recipe:
 
     def manifest(self, root: Path) -> list[dict[str, str]]:
         """One line a file for the model card: what was read, whence, under which licence."""
-        lines = []
+        lines: list[dict[str, str]] = []
         for s in self.sources:
             made = [{"file": f"synthetic {s.kind}", "source": s.origin, "licence": s.licence}]
             patterns = (*s.files, *s.partners, *s.outlines, *s.partner_outlines)
             lines += listed(root, patterns, s.origin, s.licence) if patterns else made
-        return lines
+        return [line for k, line in enumerate(lines) if line not in lines[:k]]  # a scan may be in two sources
 
 
 def _partners(root: Path, source: DataSource, count: int) -> list[Partner]:
