@@ -34,7 +34,12 @@ from dsir_metric.config import dump_toml, load_toml
 from dsir_metric.phantom import make_pair
 
 DEFAULT = Path(__file__).parents[1] / "train" / "recipes" / "default.toml"
-FILES = {"scans": ("phantom/scan*.nii.gz",), "labels": ("phantom/labels*.nii.gz",)}
+FILES = {
+    "scans": {"files": ("phantom/scan*.nii.gz",)},
+    "labels": {"files": ("phantom/labels*.nii.gz",)},
+    "pairs": {"files": ("phantom/scan_a.nii.gz",), "partners": ("phantom/scan_b.nii.gz",)},
+}
+PLAIN = {"outlines": (), "partner_outlines": (), "assume_spacing_mm": 0.0, "intensity": "mr"}
 
 
 def write_phantoms(folder: Path) -> None:
@@ -47,7 +52,7 @@ def write_phantoms(folder: Path) -> None:
 
 def of_phantoms(recipe: Recipe) -> Recipe:
     """The same shares of every kind of source, with the phantoms for files."""
-    sources = [replace(s, files=FILES.get(s.kind, ()), assume_spacing_mm=0.0, intensity="mr") for s in recipe.sources]
+    sources = [replace(s, **PLAIN, **FILES.get(s.kind, {})) for s in recipe.sources]
     return replace(recipe, sources=tuple(sources))
 
 

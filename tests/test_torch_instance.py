@@ -235,7 +235,7 @@ def test_every_way_improves_a_phantom(
     before = register(pair.fixed, pair.moving, LINEAR, representations=represented)
     after = register(pair.fixed, pair.moving, replace(DEFORMABLE, instance=config), representations=represented)
     assert not after.undone
-    assert pair.error_mm(after.transform) < 0.98 * pair.error_mm(before.transform)
+    assert pair.error_mm(after.transform) < 0.99 * pair.error_mm(before.transform)
     assert (after.inverse is not None) == config.velocity
 
 

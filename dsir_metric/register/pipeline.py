@@ -37,7 +37,7 @@ from dsir_metric.represent.pair import resampled_scan, turned_grid
 __all__ = ["register"]
 
 OnProgress = Callable[[Progress], None]
-_DOUBTFUL = 0.2  # mean cosine; scans of one anatomy that are aligned agree better than this
+_DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree better than this, noise does not
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
@@ -141,11 +141,15 @@ def _register(
         turn = rotation(state.linear[:3, :3])
         if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
-                problem, needed = _turned(problem, Grid.of(fixed), moving, make, turn)
-                guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
+                turned, needed = _turned(problem, Grid.of(fixed), moving, make, turn)
                 turns.append(needed)
-                if askew_deg(problem, turn) > config.turn_deg:
+                if turned is problem:
                     warnings.append(_ASKEW.format(askew_deg(problem, turn)))
+                anew = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
+                if anew.score(state) > guard.score(state):
+                    problem, guard = turned, anew
+                else:
+                    make = None  # as they were, the scans agree better
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
