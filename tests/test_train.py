@@ -35,6 +35,7 @@ from dsir_metric_train.views import (  # noqa: E402
     find_images,
 )
 from dsir_metric_train.views.appearance import bezier_curve, random_appearance, smooth_noise  # noqa: E402
+from dsir_metric_train.views.cache import Cache  # noqa: E402
 
 from dsir_metric.config import from_dict, load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
@@ -222,6 +223,13 @@ def test_a_pair_that_lies_on_each_other_shares_its_points(apart: Path) -> None:
     for seed in range(4):
         assert agreement(there.draw(rng(seed))) > 0.97
         assert agreement(away.draw(rng(seed))) < 0.6
+
+
+def test_a_scan_may_have_two_partners(apart: Path) -> None:
+    cache, placement = Cache(), Placement(16, (1.0, 2.5))
+    for partner, least, most in (("1_mr.mha", 0.97, 1.0), ("1_mr_moved.mha", -1.0, 0.6)):
+        pairs = Pairs([apart / "1_us.mha"], [Partner(apart / partner)], placement, PLAIN, cache=cache)
+        assert least <= agreement(pairs.draw(rng(0))) <= most
 
 
 def test_a_pair_is_laid_over_each_other_by_its_outlines(apart: Path) -> None:

@@ -60,6 +60,10 @@ class Pairs(FromFiles):
         self.partner = dict(zip(files, partners, strict=True))
         self.tolerance_mm = tolerance_mm
 
+    def key(self, file: Path) -> tuple[object, ...]:
+        """All that the volumes of one pair depend on."""
+        return (*super().key(file), self.partner[file])
+
     def read(self, file: Path) -> tuple[Volume, ...]:
         """Both scans in [0, 1] and where they count (0 or 1), (z, y, x), at 1 mm, and the same at 2 mm.
 

@@ -161,6 +161,10 @@ class FromFiles:
         """The volumes of one file."""
         raise NotImplementedError
 
+    def key(self, file: Path) -> tuple[object, ...]:
+        """All that the volumes of one file depend on."""
+        return type(self), file, self.intensity, self.assume_spacing_mm
+
     def open(self, file: Path) -> sitk.Image:
         """One scan, with the voxel size to believe."""
         return self.believed(read_image(file))
@@ -199,8 +203,7 @@ class FromFiles:
             if str(file) in self.unusable:
                 continue
             try:
-                key = (type(self), file, self.intensity, self.assume_spacing_mm)
-                return self.cache.get(key, partial(self.read, file))
+                return self.cache.get(self.key(file), partial(self.read, file))
             except DsirError as error:
                 self.unusable[str(file)] = error
         raise next(iter(self.unusable.values()))
