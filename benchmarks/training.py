@@ -25,7 +25,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 import torch
-from dsir_metric_train.loader import Loader, Pair, ViewPairs
+from dsir_metric_train.loader import Loader, ViewPairs
 from dsir_metric_train.loop import Contrast, train
 from dsir_metric_train.recipe import Recipe
 from dsir_metric_train.together import is_first
@@ -73,7 +73,7 @@ def measure_network(recipe: Recipe, data: Path, steps: int) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = Contrast(recipe, data).to(device)
     made = replace(recipe, sources=tuple(s for s in recipe.sources if not s.files))
-    batch = Pair(*(t.to(device) for t in ViewPairs(made, made.open_sources(data), 0, 1).draw(0)))
+    batch = tuple(t.to(device) for t in ViewPairs(made, made.open_sources(data), 0, 1).draw(0))
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-4)
     for k in range(steps + 3):
         if k == 3:

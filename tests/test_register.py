@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import DataError, GeometryError, RegistrationError, ShapeError
 from dsir_metric.evaluate import dice
-from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.geometry import DisplacementField, Grid, rotation
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import STAGES, Progress, RegisterConfig, RegistrationResult, SearchConfig, pipeline, register
 from dsir_metric.register.state import State
@@ -123,7 +123,10 @@ def test_a_turned_scan_is_represented_along_turned_axes() -> None:
     came, left = (register(far.fixed, far.moving, replace(config, turn_deg=deg)) for deg in (5.0, 180.0))
     assert far.error_mm(came.transform) < 0.8 * far.error_mm(left.transform)
     assert came.details["mean_cosine"] > left.details["mean_cosine"] + 0.02
-    assert came.details["turned_deg"] > 10
+    found = rotation(np.reshape(sitk.AffineTransform(came.transform.GetNthTransform(0)).GetMatrix(), (3, 3)))
+    angle = np.degrees(np.arccos((np.trace(found) - 1) / 2))
+    assert angle > 15
+    assert abs(came.details["turned_deg"] - angle) < 5.0  # `turn_deg`
     assert left.details["turned_deg"] == 0
 
 

@@ -14,10 +14,10 @@ from scipy import ndimage, stats
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
-from dsir_metric_train import loader, loop  # noqa: E402
+from dsir_metric_train import loop  # noqa: E402
 from dsir_metric_train.checkpoint import load_network  # noqa: E402
 from dsir_metric_train.loop import Contrast, train  # noqa: E402
-from dsir_metric_train.loss import alignment_loss, close_to, contrastive_loss, descriptors_at, sample_points  # noqa: E402
+from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at, sample_points  # noqa: E402
 from dsir_metric_train.model import MasrNet  # noqa: E402
 from dsir_metric_train.recipe import Recipe  # noqa: E402
 from dsir_metric_train.views import (  # noqa: E402
@@ -236,7 +236,7 @@ def test_a_pair_is_laid_over_each_other_by_its_outlines(apart: Path) -> None:
     placement = Placement(16, (1.0, 2.5), 15, 8, 0.05, 2)
     outlines = (apart / "1_outline.mha", apart / "1_outline_moved.mha")
     files = [apart / "1_us.mha"], [Partner(apart / "1_mr_moved.mha", outlines)]
-    pairs = Pairs(*files, placement, PLAIN, tolerance_mm=3.0)
+    pairs = Pairs(*files, placement, PLAIN)
     scan, other, where, *coarse = pairs.read(files[0][0])
     organ = sitk.GetArrayFromImage(sitk.ReadImage(str(outlines[0]))) > 0
     distance = ndimage.distance_transform_edt(~organ)
@@ -245,8 +245,6 @@ def test_a_pair_is_laid_over_each_other_by_its_outlines(apart: Path) -> None:
     assert stats.spearmanr(scan[organ], other[organ]).statistic > 0.8  # an ellipsoid tells its turn but roughly
     assert [v.shape for v in coarse] == [(24, 24, 24)] * 3
     views = pairs.draw(rng(0))
-    spacing = 3.0 / views.tolerance_vox
-    assert 1.0 <= spacing <= 2.5
     assert views.foreground.any()
 
 
@@ -328,31 +326,6 @@ def test_descriptors_between_voxels() -> None:
     torch.testing.assert_close(descriptors_at(volume, whole), torch.stack([volume[:, 4, 0, 6], volume[:, 1, 2, 3]]))
 
 
-def test_neighbours_within_the_tolerance_are_no_negatives() -> None:
-    points = torch.tensor([[0, 0, 0], [0, 0, 3], [0, 4, 3], [9, 9, 9]])
-    near = close_to(points, 4.5)
-    expected = torch.zeros(4, 4, dtype=torch.bool)
-    expected[0, 1] = expected[1, 0] = expected[1, 2] = expected[2, 1] = True
-    assert torch.equal(near, expected)
-    first, second = torch.nn.functional.normalize(torch.randn(2, 4, 5, dtype=torch.float64), dim=2)
-    similar = torch.exp(first @ second.T / 0.1)
-    rows = [-torch.log(similar[i, i] / sum(similar[i, j] for j in range(4) if not near[i, j])) for i in range(4)]
-    torch.testing.assert_close(contrastive_loss(first, second, 0.1, near=near), torch.stack(rows).mean())
-
-
-def test_only_an_exact_pair_is_asked_to_align() -> None:
-    views = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    points = torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)) + 4)
-    losses = {}
-    for alignment in (0.0, 5.0):
-        torch.manual_seed(0)
-        module = contrast(alignment=alignment)
-        for tolerance in (0.0, 2.0):
-            pair = loader.Pair(views, points, points.float() + 0.3, torch.tensor(tolerance))
-            losses[alignment, tolerance] = float(module.contrast(pair)[0].detach())
-    assert losses[5.0, 2.0] == losses[0.0, 2.0] < losses[0.0, 0.0] < losses[5.0, 0.0]
-
-
 def test_loss_is_equation_4() -> None:
     first, second = torch.nn.functional.normalize(torch.randn(2, 9, 5, dtype=torch.float64), dim=2)
     tau = 0.07
@@ -388,8 +361,6 @@ PAIRS = {"kind": "pairs", "files": ["*"], "partners": ["*"]}
         ({"sources": [{"kind": "pairs", "files": ["*"]}]}, "pairs alone need some"),
         ({"sources": [{**SCANS, "partners": ["*"]}]}, "pairs alone need some"),
         ({"sources": [{**PAIRS, "outlines": ["*"]}]}, "give both or neither"),
-        ({"sources": [{**SCANS, "tolerance_mm": 3.0}]}, "a distance between the scans of pairs; 3.0 came"),
-        ({"sources": [{**PAIRS, "tolerance_mm": -1.0}]}, "a distance between the scans of pairs"),
         ({"sources": [{"kind": "shapes", "weight": 0}]}, "weight of a source is positive"),
         ({"sources": [SCANS], "optimisation": {"steps": 0}}, "are positive"),
         ({"sources": [SCANS], "optimisation": {"alignment": -1.0}}, "alignment is a weight, 0 for none; -1.0 came"),
@@ -465,8 +436,7 @@ def test_alignment_loss_can_be_descended_and_needs_points() -> None:
 
 def test_alignment_loss_counts_with_its_weight() -> None:
     points = torch.from_numpy(np.argwhere(np.ones((8, 8, 8), bool)))
-    views = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    batch = loader.Pair(views, points + 4, points + 4.25, torch.tensor(0.0))
+    batch = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)), points + 4, points + 4.25
     none, one, three = (contrast(alignment=weight, seed=2) for weight in (0.0, 1.0, 3.0))
     for other in (one, three):
         other.network.load_state_dict(none.network.state_dict())
@@ -502,7 +472,7 @@ def test_mixed_precision_is_that_of_the_head_alone(
     for layer in (module.network.out, module.network.head):
         layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     points = torch.arange(30).reshape(10, 3) % 8
-    loss, _ = module.contrast(loader.Pair(torch.rand(2, 1, 8, 8, 8), points, points.float(), torch.tensor(0.0)))
+    loss, _ = module.contrast((torch.rand(2, 1, 8, 8, 8), points, points.float()))
     assert seen == [torch.float32, head]
     assert loss.dtype == torch.float32
 

@@ -145,11 +145,11 @@ def _register(
                 turns.append(needed)
                 if turned is problem:
                     warnings.append(_ASKEW.format(askew_deg(problem, turn)))
-                anew = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
-                if anew.score(state) > guard.score(state):
-                    problem, guard = turned, anew
+                judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
+                if judge.score(state) > guard.score(state):
+                    problem, guard = turned, judge
                 else:
-                    make = None  # as they were, the scans agree better
+                    make = None  # it agrees better as it was, or memory forbids: the next stage need not try
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:

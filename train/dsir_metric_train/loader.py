@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,25 +20,7 @@ from dsir_metric_train.views import FromFiles, Source
 
 __all__ = ["Loader", "Pair", "ViewPairs"]
 
-
-class Pair(NamedTuple):
-    """Two views, and points that correspond.
-
-    Parameters
-    ----------
-    views : Tensor of float32, shape (2, 1, z, y, x)
-    first : Tensor of int64, shape (points, 3)
-        Voxel indices z, y, x in the first view.
-    second : Tensor of float32, shape (points, 3)
-        Where they lie in the second, continuous indices z, y, x.
-    tolerance_vox : Tensor, scalar
-        How far off that may be, in voxels of the first view.
-    """
-
-    views: Tensor
-    first: Tensor
-    second: Tensor
-    tolerance_vox: Tensor
+Pair = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class ViewPairs(Dataset[Drawn]):
         return Drawn(pair, {f: str(e) for s in _scans(self.sources) for f, e in s.unusable.items()})
 
     def draw(self, item: int) -> Pair:
-        """Two views, and points sampled in both."""
+        """Two views (2, 1, z, y, x) and the sampled points in the first and the second (points, 3), z, y, x."""
         settings = self.recipe.optimisation
         step, place = divmod(item, self.share)
         pair = (self.start + step) * settings.batch + self.rank * self.share + place  # of the run, whoever draws it
@@ -102,8 +83,7 @@ class ViewPairs(Dataset[Drawn]):
             foreground, warp = torch.from_numpy(views.foreground), torch.from_numpy(views.warp)
             first, second = sample_points(foreground, warp, settings.points, generator)
             if len(first) >= min(settings.points, 0.05 * foreground.numel()):
-                both = torch.from_numpy(np.stack([views.first, views.second])[:, None])
-                return Pair(both, first, second, torch.tensor(views.tolerance_vox))
+                return torch.from_numpy(np.stack([views.first, views.second])[:, None]), first, second
         raise DataError("50 crops in a row were almost all background; check the training images or the crop size")
 
 

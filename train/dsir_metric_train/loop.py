@@ -17,7 +17,7 @@ from dsir_metric.io import prepare_folder
 from dsir_metric_train.checkpoint import check_resumable
 from dsir_metric_train.journal import Journal
 from dsir_metric_train.loader import Loader, Pair, ViewPairs
-from dsir_metric_train.loss import alignment_loss, close_to, contrastive_loss, descriptors_at
+from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at
 from dsir_metric_train.model import MasrNet
 from dsir_metric_train.recipe import Recipe
 from dsir_metric_train.run import CHECKPOINT, Chunked, diverged, mixed, run
@@ -60,16 +60,15 @@ class Contrast(Chunked):
 
     def contrast(self, batch: Pair) -> tuple[Tensor, Tensor]:
         """Loss of a pair, and the share of its points whose true match is the nearest; DataError without a number."""
+        views, *points = batch
         settings = self.recipe.optimisation
-        features = self.network.features(batch.views)
-        with mixed(settings.precision, batch.views.device.type):
+        features = self.network.features(views)
+        with mixed(settings.precision, views.device.type):
             descriptors = self.network.describe(features)
-        first, second = (descriptors_at(d, p) for d, p in zip(descriptors, (batch.first, batch.second), strict=True))
-        exact = not batch.tolerance_vox
-        near = None if exact else close_to(batch.first, float(batch.tolerance_vox))
-        loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric, near=near)
-        if settings.alignment and exact:
-            loss = loss + settings.alignment * alignment_loss(first, descriptors[1], batch.first, batch.second)
+        first, second = (descriptors_at(d, p) for d, p in zip(descriptors, points, strict=True))
+        loss = contrastive_loss(first, second, settings.temperature, symmetric=settings.symmetric)
+        if settings.alignment:
+            loss = loss + settings.alignment * alignment_loss(first, descriptors[1], points[0], points[1])
         if not torch.isfinite(loss):
             raise diverged(f"the loss is {loss.item()}", self.global_step)
         with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["alignment_loss", "close_to", "contrastive_loss", "descriptors_at", "sample_points"]
+__all__ = ["alignment_loss", "contrastive_loss", "descriptors_at", "sample_points"]
 
 _FEWEST = 8  # points of a cell
 _FLATTEST = 0.02  # curvature of a mean cosine, per square voxel: a flatter one has no top
@@ -53,16 +53,7 @@ def descriptors_at(volume: Tensor, points: Tensor) -> Tensor:
     return F.normalize(values, dim=1)
 
 
-def close_to(points: Tensor, reach: float) -> Tensor:
-    """Which points (points, 3) lie within `reach` of each other, but for each and itself; bool (points, points)."""
-    place = points.float()
-    near = torch.cdist(place, place) < reach
-    return near.fill_diagonal_(fill_value=False)
-
-
-def contrastive_loss(
-    first: Tensor, second: Tensor, temperature: float, *, symmetric: bool = False, near: Tensor | None = None
-) -> Tensor:
+def contrastive_loss(first: Tensor, second: Tensor, temperature: float, *, symmetric: bool = False) -> Tensor:
     """Mean of equation 4: the descriptor at the same place must be nearer than those at all other sampled places.
 
     Parameters
@@ -73,16 +64,12 @@ def contrastive_loss(
         tau, 0.07 in the paper.
     symmetric : bool
         Whether the second view also searches in the first (the paper goes one way).
-    near : Tensor of bool, shape (points, points), symmetric, optional
-        Points that do not count as negatives of each other, since which of them is the match is not known.
 
     Returns
     -------
     Tensor, scalar, nats.
     """
     logits = first @ second.T / temperature
-    if near is not None:
-        logits = logits.masked_fill(near, -torch.inf)
     target = torch.arange(len(first), device=first.device)
     loss = F.cross_entropy(logits, target)
     if symmetric:

@@ -46,9 +46,6 @@ class DataSource:
     outlines, partner_outlines : tuple of str
         Of pairs that lie apart: patterns of label files with an organ of each scan. The partner is laid over the scan
         by them, and what lies more than 5 mm beyond does not count.
-    tolerance_mm : float
-        Of pairs: points of the first scan that are nearer to each other than this are not contrasted, and where it is
-        not 0 there is no loss of alignment.
     weight : float
         Share of the draws, relative to the other sources.
     intensity : str
@@ -66,7 +63,6 @@ class DataSource:
     partners: tuple[str, ...] = ()
     outlines: tuple[str, ...] = ()
     partner_outlines: tuple[str, ...] = ()
-    tolerance_mm: float = 0.0
     weight: float = 1.0
     intensity: str = "auto"
     assume_spacing_mm: float = 0.0
@@ -85,8 +81,6 @@ class DataSource:
             )
         if bool(self.outlines) != bool(self.partner_outlines) or (self.outlines and not self.partners):
             raise ConfigError("outlines and partner_outlines belong to pairs, and to each other: give both or neither")
-        if not 0 <= self.tolerance_mm < np.inf or (self.tolerance_mm and not self.partners):
-            raise ConfigError(f"tolerance_mm is a distance between the scans of pairs; {self.tolerance_mm} came")
         if self.weight <= 0:
             raise ConfigError(f"the weight of a source is positive; {self.weight} came")
         if self.assume_spacing_mm < 0:
@@ -197,7 +191,6 @@ class Recipe:
                 self.appearance,
                 source.intensity,
                 source.assume_spacing_mm,
-                source.tolerance_mm,
                 cache,
             )
         both = self.optimisation.both_views

@@ -40,8 +40,11 @@ class Pairs(FromFiles):
         What belongs to each of them.
     placement, appearance, intensity, assume_spacing_mm, cache
         As in `FromFiles`; spacing and intensity of both scans, and of the outlines.
-    tolerance_mm : float
-        How far apart what corresponds may still lie.
+
+    Raises
+    ------
+    DataError, ShapeError
+        If a header tells that a scan is smaller than a crop or 2-D.
     """
 
     def __init__(
@@ -52,13 +55,11 @@ class Pairs(FromFiles):
         appearance: Appearance,
         intensity: str = "auto",
         assume_spacing_mm: float = 0.0,
-        tolerance_mm: float = 0.0,
         cache: Cache | None = None,
     ) -> None:
         super().__init__(files, placement, appearance, intensity, assume_spacing_mm, cache)
         check_headers([p.scan for p in partners], placement, assume_spacing_mm)
         self.partner = dict(zip(files, partners, strict=True))
-        self.tolerance_mm = tolerance_mm
 
     def key(self, file: Path) -> tuple[object, ...]:
         """All that the volumes of one pair depend on."""
@@ -96,15 +97,14 @@ class Pairs(FromFiles):
         """
         volumes = self.any(rng)
         matrix, warp = self.placement.draw(rng)
-        spacing = float(np.linalg.norm(matrix[0]))
-        (one, other, where), unit = (volumes[3:], 2.0) if spacing > 1.5 else (volumes[:3], 1.0)
+        (one, other, where), unit = (volumes[3:], 2.0) if np.linalg.norm(matrix[0]) > 1.5 else (volumes[:3], 1.0)
         if rng.uniform() < 0.5:
             one, other = other, one
         centre = inside(rng, where)
         first, second = self.placement.cut_both(one, centre, matrix / unit, warp, order=1, other=other)
         counts = self.placement.cut(where, centre, matrix / unit, order=1) > 0.5
         first, second = (random_appearance(rng, view, self.appearance) for view in (first, second))
-        return Views(first, second, counts, warp, self.tolerance_mm / spacing)
+        return Views(first, second, counts, warp)
 
 
 def _around(organ: sitk.Image, scan: sitk.Image) -> NDArray[np.bool_]:

@@ -30,15 +30,12 @@ class Views:
         Where the anatomy is in the first view.
     warp : ndarray, shape (3, 4)
         Affine map from voxels of the first view to voxels of the second, z, y, x; the identity in the paper.
-    tolerance_vox : float
-        How far off the map may be, in voxels of the first view; 0 where it is known.
     """
 
     first: Volume
     second: Volume
     foreground: NDArray[np.bool_]
     warp: Affine
-    tolerance_vox: float = 0.0
 
 
 @dataclass(frozen=True)
