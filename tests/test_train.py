@@ -39,7 +39,7 @@ from dsir_metric_train.views.cache import Cache  # noqa: E402
 
 from dsir_metric.config import from_dict, load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
-from dsir_metric.evaluate import read_outline  # noqa: E402
+from dsir_metric.evaluate import overlay, read_outline  # noqa: E402
 from dsir_metric.geometry import Grid  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
 
@@ -246,6 +246,20 @@ def test_a_pair_is_laid_over_each_other_by_its_outlines(apart: Path) -> None:
     assert [v.shape for v in coarse] == [(24, 24, 24)] * 3
     views = pairs.draw(rng(0))
     assert views.foreground.any()
+
+
+def test_a_smooth_displacement_brings_outlines_closer_than_an_affine_map() -> None:
+    z, y, x = np.meshgrid(*[np.arange(48.0) - 24] * 3, indexing="ij")
+    organs = [(x / 16) ** 2 + ((y - bend * x**2) / 12) ** 2 + (z / 11) ** 2 < 1 for bend in (0.0, 0.03)]
+    fixed, moving = (sitk.GetImageFromArray(o.astype(np.uint8)) for o in organs)
+
+    def overlap(transform: sitk.Transform) -> float:
+        moved = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkNearestNeighbor)) > 0
+        return float(2 * (moved & organs[0]).sum() / (moved.sum() + organs[0].sum()))
+
+    affine, smooth = overlap(overlay(fixed, moving)), overlap(overlay(fixed, moving, smooth=True))
+    assert affine < 0.92
+    assert smooth > 0.95
 
 
 def test_a_pair_that_cannot_be_used_is_passed_over(apart: Path, tmp_path: Path) -> None:
