@@ -136,7 +136,7 @@ def test_a_turn_that_the_memory_decides_is_done_again(tmp_path: Path) -> None:
 
     assert under(None)(job).state == "done"
     assert turned()
-    (needed,) = json.loads((job.output / "result.json").read_text())["turning_bytes"]
+    (needed,) = json.loads((job.output / "result.json").read_text())["again_bytes"]
     assert under(needed)(job).state == "kept"
     assert under(2 * needed)(job).state == "kept"
     less = under(needed - 1)

@@ -49,6 +49,13 @@ def test_resampled_and_padded_keep_the_centre(grid: Grid, spacing: float, margin
     assert padded.size == tuple(n + 2 * margin for n in grid.size)
 
 
+@given(grids(), st.data())
+def test_cropped_is_a_slice_of_the_image(grid: Grid, data: st.DataObject) -> None:
+    ends = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in grid.size]
+    x, y, z = (slice(*end) for end in ends)
+    assert grid.cropped((z, y, x)).matches(Grid.of(grid.image()[x, y, z]))
+
+
 @given(grids())
 def test_a_shift_of_part_of_a_voxel_no_longer_matches(grid: Grid) -> None:
     moved = Grid(grid.size, grid.spacing_mm, tuple(grid.to_physical((0.01, 0, 0))), grid.direction)

@@ -27,8 +27,14 @@ from dsir_metric.geometry import DisplacementField, Grid, jacobian_statistics
 from dsir_metric.io import FileArray, components, open_components
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.phantom import PhantomPair, make_pair
-from dsir_metric.register import RegisterConfig, pipeline, register
-from dsir_metric.register.forecast import forecast_registration, open_representer, turning_bytes, within_memory
+from dsir_metric.register import DeformableConfig, RegisterConfig, pipeline, register
+from dsir_metric.register.forecast import (
+    finer_bytes,
+    forecast_registration,
+    open_representer,
+    turning_bytes,
+    within_memory,
+)
 from dsir_metric.represent import Representer, load_card
 from dsir_metric.represent.forecast import forecast_representation
 from dsir_metric.represent.plan import PROCESS_BYTES, make_plan
@@ -342,7 +348,36 @@ def test_a_turn_that_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     told = [line for line in result.warnings if "degrees askew; more memory would let it" in line]
     assert len(told) == 1
     assert result.details["turned_deg"] == 0.0
-    assert result.details["turning_bytes"] == [10**12]
+    assert result.details["again_bytes"] == [10**12]
+
+
+def test_smaller_voxels_that_were_left_out_are_told(monkeypatch: pytest.MonkeyPatch, pair: PhantomPair) -> None:
+    config = RegisterConfig(stages=("rigid", "deformable"), threads=1, memory_bytes=10**11)
+    needed = register(pair.fixed, pair.moving, config).details["again_bytes"]
+    assert len(needed) == 1
+    least = replace(config, memory_bytes=needed[0])
+    assert register(pair.fixed, pair.moving, least).warnings == ()
+    monkeypatch.setattr(pipeline, "finer_bytes", lambda *_, **__: 10**12)
+    result = register(pair.fixed, pair.moving, config)
+    assert len([w for w in result.warnings if "more memory would let it look at smaller ones" in w]) == 1
+    assert result.details["again_bytes"] == [10**12]
+
+
+def test_the_forecast_knows_the_smaller_voxels() -> None:
+    """Where they fit into the memory, or none is named."""
+    grid = Grid((90, 110, 90), (2.0, 2.0, 2.0))
+    config = RegisterConfig(threads=1)
+    make = open_representer(config, grid, grid)
+    without = forecast_registration(
+        replace(config, deformable=DeformableConfig(finer=1.0)), grid, grid, make, timed=True
+    )
+    told = forecast_registration(config, grid, grid, make, timed=True)
+    assert told.memory_bytes == finer_bytes(grid, grid, (grid, grid), 1.4, make) > without.memory_bytes
+    assert told.seconds is not None
+    assert without.seconds is not None
+    assert told.seconds > 1.2 * without.seconds
+    short = replace(config, memory_bytes=told.memory_bytes - 1)
+    assert forecast_registration(short, grid, grid, make).memory_bytes == without.memory_bytes
 
 
 def test_register_says_what_the_memory_cost(tmp_path: Path, pair: PhantomPair) -> None:

@@ -10,11 +10,21 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import DataError, GeometryError, RegistrationError, ShapeError
+from dsir_metric.errors import ConfigError, DataError, GeometryError, RegistrationError, ShapeError
 from dsir_metric.evaluate import dice
 from dsir_metric.geometry import DisplacementField, Grid, rotation
 from dsir_metric.phantom import PhantomPair, make_pair
-from dsir_metric.register import STAGES, Progress, RegisterConfig, RegistrationResult, SearchConfig, pipeline, register
+from dsir_metric.register import (
+    STAGES,
+    InstanceConfig,
+    LapirnConfig,
+    Progress,
+    RegisterConfig,
+    RegistrationResult,
+    SearchConfig,
+    pipeline,
+    register,
+)
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
 
@@ -149,6 +159,54 @@ def test_a_turned_scan_stays_as_it_was_where_that_agrees_better() -> None:
     assert came.details["turned_deg"] == 0
     assert Blurred.count == 1  # no later stage tries again
     assert apart_mm(came.transform, left.transform, Grid.of(far.fixed)) < 1e-6
+
+
+def finer(share: float, config: RegisterConfig = CONFIG) -> RegisterConfig:
+    return replace(config, deformable=replace(config.deformable, finer=share))
+
+
+def test_smaller_voxels_leave_less_error(phantom: PhantomPair, found: RegistrationResult) -> None:
+    left = register(phantom.fixed, phantom.moving, finer(1.0))
+    assert phantom.error_mm(found.transform) < 0.95 * phantom.error_mm(left.transform)
+    assert len(found.details["again_bytes"]) == len(left.details["again_bytes"]) + 1
+
+
+def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> None:
+    """Behind a transform that is not linear, and of another place in the world, the descriptors are the same ones."""
+    config = replace(CONFIG, stages=("deformable",))
+    there = sitk.TranslationTransform(3, (40.0, -30.0, 20.0))
+    field = DisplacementField.from_transform(there, Grid.of(pair.fixed).padded(9)).to_transform()
+    away = sitk.Image(pair.moving)
+    away.SetOrigin(np.add(away.GetOrigin(), there.GetOffset()).tolist())
+    near = register(pair.fixed, pair.moving, config)
+    far = register(pair.fixed, away, config, initial_transform=field)
+    back = sitk.CompositeTransform([there.GetInverse(), far.transform])
+    assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.1  # of 4.5 mm
+    assert pair.error_mm(near.transform) < pair.error_mm(IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RegisterConfig(), True),
+        (RegisterConfig(stages=("rigid",)), False),
+        (RegisterConfig(backend="torch"), True),
+        (RegisterConfig(backend="torch", instance=InstanceConfig(metric="mind")), False),
+        (RegisterConfig(backend="torch", instance=InstanceConfig(parametrisation="dense")), False),
+        (RegisterConfig(backend="lapirn"), False),
+        (RegisterConfig(backend="lapirn", lapirn=LapirnConfig(refine_iterations=9)), True),
+        (RegisterConfig(backend="elastix"), False),
+    ],
+)
+def test_who_looks_at_smaller_voxels(config: RegisterConfig, expected: bool) -> None:
+    assert config.looks_finer is expected
+    assert not finer(1.0, config).looks_finer
+
+
+@pytest.mark.parametrize("share", [0.0, -0.7, 1.1, np.nan])
+def test_smaller_voxels_are_not_larger_ones(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"finer is .*; give a share of the edge of a voxel, above 0 and up to 1"):
+        finer(share)
 
 
 def test_only_the_chosen_stages_run(pair: PhantomPair) -> None:

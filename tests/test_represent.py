@@ -125,6 +125,16 @@ def test_order_and_sign_of_the_axes_do_not_matter(representer: Representer, orde
         np.testing.assert_array_equal(sitk.GetArrayViewFromImage(back), sitk.GetArrayViewFromImage(expected))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_a_crop_is_that_of_the_whole(representer: Representer, order: tuple[int, int, int]) -> None:
+    """However the axes run, the descriptors of a part are those that it has in the whole scan."""
+    image = sitk.Flip(sitk.PermuteAxes(scan((26, 30, 22)), order), [True, False, True])
+    whole, crop = representer(image), (slice(3, 15), slice(8, 21), slice(0, 17))
+    part = representer(image, crop=crop)
+    assert part.grid.matches(whole.grid.cropped(crop))
+    np.testing.assert_allclose(part.values, whole.values[crop], atol=1e-6)
+
+
 def test_canonical_axes_lie_along_lps(volume: sitk.Image) -> None:
     turned = sitk.Flip(sitk.PermuteAxes(volume, [2, 0, 1]), [True, False, True])
     grid = canonical_grid(Grid.of(turned))

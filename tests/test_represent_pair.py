@@ -12,7 +12,15 @@ from dsir_metric.errors import ConfigError, DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair
 from dsir_metric.represent import Representer, represent_pair
-from dsir_metric.represent.pair import MOST_VOXELS, represent_turned, resampled, working_grids
+from dsir_metric.represent.pair import (
+    MOST_VOXELS,
+    finer_spacing,
+    represent_finer,
+    represent_turned,
+    resampled,
+    turned_grid,
+    working_grids,
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +149,33 @@ def test_turned_axes_are_met_without_blur(pair: PhantomPair) -> None:
         back = sitk.Resample(image, pair.fixed, sitk.Transform(), sitk.sitkBSpline)
         errors.append(np.abs(sitk.GetArrayFromImage(back) - values)[core].mean())
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_smaller_voxels_are_as_small_as_asked_or_as_is_worth_while() -> None:
+    small, large = Grid((90, 100, 80), (2.0, 2.0, 2.0)), Grid((200, 200, 140))
+    assert finer_spacing((small, small), 0.7) == pytest.approx(1.4)
+    assert finer_spacing((small, small), 0.95) is None
+    assert finer_spacing((large, large), 0.7) == pytest.approx((large.extent_mm.prod() / 8e6) ** (1 / 3))
+    assert finer_spacing((small, Grid((160, 160, 160), (2.0, 2.0, 2.0))), 0.7) == pytest.approx(1.6)  # of both scans
+    assert finer_spacing((large, Grid((256, 256, 256))), 0.7) is None
+
+
+def test_smaller_voxels_are_those_of_scans_represented_in_them(pair: PhantomPair, representer: Representer) -> None:
+    """Only around points, and the fixed ones read at the voxels of its grid; the moving scan turned."""
+    rotation = np.reshape(turned(0.25), (3, 3))
+    fixed, _ = working_grids(Grid.of(pair.fixed), Grid.of(pair.moving))
+    along = turned_grid(Grid.of(pair.moving), fixed, rotation)
+    points = fixed.points_mm()[10:30, 12:28, 11:25].reshape(-1, 3)
+    places = points @ rotation.T + (2.0, -1.0, 3.0)
+    first, second = represent_finer(pair.fixed, pair.moving, (fixed, along), 3.0, (points, places), representer)
+    assert first.grid.matches(fixed)
+    assert second.values[0].size < 0.5 * 24 * along.resampled(3.0).size[0] * along.resampled(3.0).size[1]
+    whole = represent_pair(pair.fixed, pair.moving, representer, spacing_mm=3.0)[0]
+    expected = whole.resampled(fixed).unit().values
+    inside = (slice(10, 30), slice(12, 28), slice(11, 25))
+    np.testing.assert_allclose(first.values[inside], expected[inside], atol=1e-4)
+    askew = represent_turned(pair.moving, fixed.resampled(3.0), rotation, representer)
+    index = second.grid.to_index(places)
+    assert index.min() > 3.9  # 12 mm
+    assert (np.array(second.grid.size) - 1 - index).min() > 3.9
+    np.testing.assert_allclose(second.values, askew.resampled(second.grid).values, atol=1e-4)

@@ -29,7 +29,7 @@ from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
-_APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_same_turns`
+_APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
 _IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
@@ -163,7 +163,7 @@ class Work:
 
     def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
         report = _complete(job, made_from)
-        if report is None or not _same_turns(report, self.config.memory_bytes):
+        if report is None or not _made_again_alike(report, self.config.memory_bytes):
             return None
         return Outcome.of(job.output.name, "kept", report)
 
@@ -194,10 +194,10 @@ def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     return report if same and whole else None
 
 
-def _same_turns(report: dict[str, Any], memory_bytes: int | None) -> bool:
-    """Whether another memory would have let the moving scan be turned where it was, and would not where it was not."""
+def _made_again_alike(report: dict[str, Any], memory_bytes: int | None) -> bool:
+    """Whether with another memory the same scans would have been represented again."""
     before = report["config"].get("memory_bytes")
     return all(
         (before is None or needed <= before) == (memory_bytes is None or needed <= memory_bytes)
-        for needed in report["turning_bytes"]
+        for needed in report["again_bytes"]
     )

@@ -140,6 +140,13 @@ class Grid:
         size = (self.size[0], self.size[1], part.stop - part.start)
         return replace(self, size=size, origin_mm=(origin[0], origin[1], origin[2]))
 
+    def cropped(self, box: tuple[slice, slice, slice]) -> Grid:
+        """The voxels in a box: slices (of step 1) along z, y, x."""
+        z, y, x = box
+        origin = self.to_physical((x.start, y.start, z.start)).tolist()
+        size = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
+        return replace(self, size=size, origin_mm=(origin[0], origin[1], origin[2]))
+
     def padded(self, margin_vox: int) -> Grid:
         """The grid with `margin_vox` more voxels on each side."""
         return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))

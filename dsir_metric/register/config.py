@@ -74,6 +74,9 @@ class DeformableConfig:
         Weight of the mean squared Frobenius norm of the second derivatives of u (per mm^2), in mm^2.
     information : float
         Weight of the normalised mutual information of the scans against the mean cosine; 0 looks at the cosine alone.
+    finer : float
+        Edge of the voxels in which the scans are represented once more for the last lattice, as a share of that of the
+        others; 1 leaves it at the others. Not where the scans have more than 8 million of them.
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     """
@@ -83,6 +86,7 @@ class DeformableConfig:
     diffusion: float = 0.3
     bending_mm2: float = 60.0
     information: float = 0.5
+    finer: float = 0.7
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
@@ -98,6 +102,8 @@ class DeformableConfig:
             raise ConfigError(
                 "lattice_mm and iterations are positive; diffusion, bending_mm2 and information are not negative"
             )
+        if not 0 < self.finer <= 1:
+            raise ConfigError(f"finer is {self.finer}; give a share of the edge of a voxel, above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,16 @@ class RegisterConfig:
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     lapirn: LapirnConfig = field(default_factory=LapirnConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def looks_finer(self) -> bool:
+        """Whether a lattice of ours ends the deformable stage, which may look at smaller voxels than the rest."""
+        ours = {
+            "sitk": True,
+            "torch": self.instance.metric == "dns" and self.instance.parametrisation == "bspline",
+            "lapirn": self.lapirn.refine_iterations > 0,
+        }
+        return "deformable" in self.stages and self.deformable.finer < 1 and ours.get(self.backend, False)
 
     @property
     def looks_at_scans(self) -> bool:

@@ -8,11 +8,12 @@ from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import Grid
 from dsir_metric.register.config import RegisterConfig
 from dsir_metric.represent.forecast import Forecast
-from dsir_metric.represent.pair import parallel, shared_spacing, working_grids
+from dsir_metric.represent.pair import finer_spacing, parallel, shared_spacing, working_grids
 from dsir_metric.represent.plan import PROCESS_BYTES, Plan
 from dsir_metric.represent.representer import Representer
 
 __all__ = [
+    "finer_bytes",
     "forecast_registration",
     "levels_bytes",
     "memory_left",
@@ -135,6 +136,30 @@ def turning_bytes(
     )
 
 
+def finer_bytes(
+    fixed: Grid, moving: Grid, working: tuple[Grid, Grid], spacing_mm: float, make: Representer, *, shared: bool = False
+) -> int:
+    """The least memory to represent both scans in voxels of `spacing_mm` beside all levels on `working` grids.
+
+    Parameters
+    ----------
+    fixed, moving, working, make, shared
+        See `turning_bytes`.
+    spacing_mm : float
+        See `finer_spacing`.
+    """
+    channels, beside = make.card.channels, _beside(fixed, moving, shared)
+    smaller = [grid.resampled(spacing_mm) for grid in working]
+    held = levels_bytes(working, channels)
+    first, second, third = (4 * channels * prod(grid.size) for grid in (*smaller, working[0]))
+    return beside + max(
+        PROCESS_BYTES + held + 2 * first + third + _TURNED * prod(fixed.size),  # read at the working grid
+        make.least_bytes(smaller[0], held + _working(smaller[0], make)),
+        make.least_bytes(smaller[1], held + third + _working(smaller[1], make)),
+        PROCESS_BYTES + held + third + second + _TURNED * prod(moving.size) + _METRIC * prod(working[0].size),
+    )
+
+
 def levels_bytes(working: tuple[Grid, Grid], channels: int) -> int:
     """Of the representations on these grids and all their levels."""
     return int(_PYRAMID * 4 * channels * sum(prod(grid.size) for grid in working))
@@ -155,14 +180,22 @@ def forecast_registration(
     spacing, remark = within_memory(config, fixed, moving, representer)
     grids = working_grids(fixed, moving, spacing)
     plans = _plans(grids, representer)
-    network = representer.seconds(*plans) if timed else None
+    needed = _needed(fixed, moving, representer, spacing)
+    more: tuple[Plan, ...] = ()
+    smaller = finer_spacing(grids, config.deformable.finer) if config.looks_finer else None
+    if smaller is not None:
+        least = finer_bytes(fixed, moving, grids, smaller, representer)
+        if config.memory_bytes is None or least <= config.memory_bytes:
+            needed = max(needed, least)
+            more = _plans((grids[0].resampled(smaller), grids[1].resampled(smaller)), representer)
+    network = representer.seconds(*plans, *more) if timed else None
     advice = [f"voxels of {spacing:.3g} mm; larger ones (--spacing) need less memory and time"]
     if config.memory_bytes is None:
         advice.append("less memory: --memory, such as 2GB, chooses tiles, and a voxel size where none is given")
     return Forecast(
         sum(prod(grid.size) for grid in grids),
         sum(plan.tiles for plan in plans),
-        _needed(fixed, moving, representer, spacing),
+        needed,
         4 * prod(fixed.size),
         None if network is None else network + _STAGES_S + _STAGES_S_PER_VOXEL * prod(grids[0].size),
         (*([remark] if remark else []), *advice),

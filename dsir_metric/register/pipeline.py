@@ -21,7 +21,7 @@ from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
-from dsir_metric.register.forecast import levels_bytes, open_representer, turning_bytes, within_memory
+from dsir_metric.register.forecast import finer_bytes, levels_bytes, open_representer, turning_bytes, within_memory
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
@@ -29,10 +29,10 @@ from dsir_metric.register.problem import Array, Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
-from dsir_metric.register.state import State
+from dsir_metric.register.state import State, mapped
 from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric.represent.pair import resampled_scan, turned_grid
+from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
 
 __all__ = ["register"]
 
@@ -41,6 +41,7 @@ _DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree bet
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
+_COARSE = "the last lattice looks at voxels as large as the others do; more memory would let it look at smaller ones"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
@@ -73,8 +74,8 @@ def register(
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
     representations : tuple of Representation, or PairRepresenter, optional
         Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
-        model, memory, spacing and intensities of `config` then play no part. Or what makes them, in place of what
-        `config` says.
+        model, memory, spacing, intensities and `finer` of `config` then play no part. Or what makes them, in place of
+        what `config` says.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
@@ -123,7 +124,7 @@ def _register(
     clock = _Clock(config.stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     warnings: list[str] = []
-    turns: list[int] = []
+    again: list[int] = []  # bytes
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
@@ -137,19 +138,24 @@ def _register(
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports = []
+    may_turn = make is not None
     for name in config.stages:
         turn = rotation(state.linear[:3, :3])
-        if make is not None and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
+        if make is not None and may_turn and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
                 turned, needed = _turned(problem, Grid.of(fixed), moving, make, turn)
-                turns.append(needed)
+                again.append(needed)
                 if turned is problem:
                     warnings.append(_ASKEW.format(askew_deg(problem, turn)))
                 judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
                 if judge.score(state) > guard.score(state):
                     problem, guard = turned, judge
                 else:
-                    make = None  # it agrees better as it was, or memory forbids: the next stage need not try
+                    may_turn = False  # it agrees better as it was, or memory forbids: the next stage need not try
+        if make is not None and name == "deformable" and config.looks_finer:
+            problem, more = _finer(problem, fixed, moving, make)
+            again += more
+            warnings += [_COARSE] if more and problem.finer is None else []
         state, report = _stage(name, problem, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
@@ -160,7 +166,7 @@ def _register(
         "mean_cosine": cosine,
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
-        "turning_bytes": turns,
+        "again_bytes": again,
         "working_spacing_mm": finest.spacing_mm,
         "fixed_representation": dict(finest.fixed.provenance),
         "moving_representation": dict(finest.moving.provenance),
@@ -266,6 +272,29 @@ def _turned(
     along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
     scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
     return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans))), needed
+
+
+def _finer(problem: Problem, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter) -> tuple[Problem, list[int]]:
+    """The problem with what makes a finer level, if the scans gain by one and memory allows, and the bytes it takes."""
+    finest, config = problem.levels[-1], problem.config
+    working = (finest.fixed.grid, finest.moving.grid)
+    spacing = finer_spacing(working, config.deformable.finer)
+    if spacing is None:
+        return problem, []
+    needed = finer_bytes(Grid.of(fixed), Grid.of(moving), working, spacing, make.representer, shared=make.shared)
+    if config.memory_bytes is not None and needed > config.memory_bytes:
+        return problem, [needed]
+    points = working[0].points_mm()[sitk.GetArrayViewFromImage(finest.fixed_mask) != 0]
+
+    def finer(linear: Array, moved_mm: Array) -> Level:
+        places = mapped(linear, moved_mm)
+        places = places if finest.after is None else point_map(finest.after).map(places)
+        held = levels_bytes(working, finest.fixed.channels)
+        first, second = make.finer(fixed, moving, working, spacing, (points, places), held)
+        scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
+        return replace(finest, fixed=first, moving=second, scans=scans)
+
+    return replace(problem, finer=finer), [needed]
 
 
 def _scans(

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from dsir_metric.geometry import Grid
 from dsir_metric.io import Boxes
 
-__all__ = ["CanonicalBoxes", "canonical_axes", "canonical_grid", "canonical_view"]
+__all__ = ["CanonicalBoxes", "canonical_axes", "canonical_box", "canonical_grid", "canonical_view"]
 
 
 def canonical_axes(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]]:
@@ -38,6 +38,16 @@ def canonical_view(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
     order, flips = canonical_axes(grid)
     turned: NDArray[Any] = values.transpose(*order, *range(3, values.ndim))
     return np.flip(turned, flips)
+
+
+def canonical_box(box: tuple[slice, slice, slice], grid: Grid) -> tuple[slice, slice, slice]:
+    """Where the voxels of `box`, slices along z, y, x of `grid`, lie in `canonical_view`."""
+    order, flips = canonical_axes(grid)
+    parts = [box[axis] for axis in order]
+    for k in flips:
+        size = grid.shape[order[k]]
+        parts[k] = slice(size - parts[k].stop, size - parts[k].start)
+    return parts[0], parts[1], parts[2]
 
 
 class CanonicalBoxes:

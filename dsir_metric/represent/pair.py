@@ -17,11 +17,14 @@ from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric.represent.orientation import canonical_grid
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.representer import Representer
+from dsir_metric.represent.tiling import Box
 
 __all__ = [
     "MOST_VOXELS",
     "PairRepresenter",
+    "finer_spacing",
     "parallel",
+    "represent_finer",
     "represent_pair",
     "represent_turned",
     "resampled",
@@ -31,7 +34,12 @@ __all__ = [
     "working_grids",
 ]
 
+Points = NDArray[np.float64]
+
 MOST_VOXELS = 16_000_000  # where the spacing is chosen
+_MOST_FINER = 8_000_000  # in smaller voxels: larger scans show what there is to see, and would cost most
+_REACH_MM = 12.0  # of a last lattice
+_LEAST_FINER = 0.9  # smaller voxels than this share of the others, or it is not worth while
 _LIMIT_VOXELS = 8 * MOST_VOXELS  # where it is given: 12 GB a representation of 24 channels
 _SLAB = 50  # about as many slices stand for a 2-D image, so that it may have as many voxels less
 # A Gaussian whose full width at half maximum turns a voxel of one size into a voxel of another.
@@ -80,6 +88,19 @@ class PairRepresenter:
     def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64], held: int = 0) -> Representation:
         """The moving scan along turned axes, see `represent_turned`; it suits this pair alone, so no cache has it."""
         return represent_turned(moving, fixed, rotation, self.representer, self.moving_intensity, held=held)
+
+    def finer(
+        self,
+        fixed: sitk.Image,
+        moving: sitk.Image,
+        working: tuple[Grid, Grid],
+        spacing_mm: float,
+        places_mm: tuple[Points, Points],
+        held: int = 0,
+    ) -> tuple[Representation, Representation]:
+        """Both scans in smaller voxels, see `represent_finer`; they suit this pair alone, so no cache has them."""
+        rules = (self.fixed_intensity, self.moving_intensity)
+        return represent_finer(fixed, moving, working, spacing_mm, places_mm, self.representer, rules, held=held)
 
 
 def represent_pair(
@@ -271,10 +292,95 @@ def represent_turned(
     DsirError
         What `Representer` raises.
     """
-    grid = turned_grid(Grid.of(moving), fixed, rotation)
-    straight = replace(grid, direction=fixed.direction)
-    rule = representer.rule(sitk.GetArrayViewFromImage(moving), intensity)
-    return replace(representer(straight.stamp(resampled(moving, grid)), rule, held=held), grid=grid)
+    return _represent_along(moving, turned_grid(Grid.of(moving), fixed, rotation), fixed, representer, intensity, held)
+
+
+def finer_spacing(working: tuple[Grid, Grid], share: float) -> float | None:
+    """Edge, mm, of the voxels of `represent_finer`: `share` times that of the working grids.
+
+    Larger where a grid would have more than 8 million voxels; None where that leaves next to no difference.
+    """
+    wanted = max(share * working[0].spacing_mm[0], *(_cube_edge(grid.extent_mm, _MOST_FINER) for grid in working))
+    return wanted if wanted <= _LEAST_FINER * working[0].spacing_mm[0] else None
+
+
+def represent_finer(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    working: tuple[Grid, Grid],
+    spacing_mm: float,
+    places_mm: tuple[Points, Points],
+    representer: Representer,
+    intensities: tuple[str, str] = ("auto", "auto"),
+    *,
+    held: int = 0,
+) -> tuple[Representation, Representation]:
+    """Represent two scans in voxels smaller than they have, for a last look at what is nearly aligned.
+
+    In smaller voxels the network looks at smaller surroundings: descriptors say less about where in the body a point
+    lies and more about where exactly. That is seen where they are read in between on the moving side. On the fixed side
+    the points of `working` are as good as more of them, and cost less.
+
+    Parameters
+    ----------
+    fixed, moving : sitk.Image
+        Scalar 3-D scans, float.
+    working : tuple of Grid
+        Of both representations; that of the moving one may be turned, see `represent_turned`.
+    spacing_mm : float
+        See `finer_spacing`.
+    places_mm : tuple of ndarray, shape (n, 3)
+        Points of the fixed scan that will be compared, and about where they lie in the moving one, LPS mm. The network
+        sees all of both scans; descriptors are made in boxes around these.
+    representer : Representer
+    intensities : tuple of str
+        Intensity rules of both.
+    held : int
+        See `Representer.__call__`.
+
+    Returns
+    -------
+    tuple of Representation
+        Of fixed, on its working grid, right at the points, and of moving, in the smaller voxels and up to 12 mm from
+        them. Both of unit length.
+
+    Raises
+    ------
+    DsirError
+        What `Representer` raises.
+    """
+    grids = working[0].resampled(spacing_mm), working[1].resampled(spacing_mm)
+    boxes = _around(places_mm[0], grids[0], spacing_mm), _around(places_mm[1], grids[1], _REACH_MM)
+    first = _represent_along(fixed, grids[0], working[0], representer, intensities[0], held, boxes[0])
+    first = first.resampled(working[0], extend=True).unit()
+    held += first.values.nbytes
+    return first, _represent_along(moving, grids[1], working[0], representer, intensities[1], held, boxes[1])
+
+
+def _around(points_mm: Points, grid: Grid, margin_mm: float) -> Box:
+    """The voxels of `grid` in a box around points, widened by a margin."""
+    index, margin = grid.to_index(points_mm), margin_mm / grid.spacing_mm[0]
+    last = np.array(grid.size) - 1
+    low = np.clip(np.floor(index.min(axis=0) - margin), 0, last).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0) + margin), 0, last).astype(int)
+    x, y, z = (slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
+    return z, y, x
+
+
+def _represent_along(
+    image: sitk.Image,
+    grid: Grid,
+    frame: Grid,
+    representer: Representer,
+    intensity: str,
+    held: int,
+    crop: Box | None = None,
+) -> Representation:
+    """A scan on `grid`, or a crop of it, shown to the network as if its axes were those of `frame`."""
+    rule = representer.rule(sitk.GetArrayViewFromImage(image), intensity)
+    straight = replace(grid, direction=frame.direction)
+    found = representer(straight.stamp(resampled(image, grid)), rule, held=held, crop=crop)
+    return replace(found, grid=grid if crop is None else grid.cropped(crop))
 
 
 def _represent(

@@ -15,12 +15,12 @@ from dsir_metric.io import Boxes, check_image, open_components
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.intensity import IntensityRule, resolve_intensity
 from dsir_metric.represent.loading import open_network
-from dsir_metric.represent.orientation import CanonicalBoxes, canonical_axes, canonical_view
+from dsir_metric.represent.orientation import CanonicalBoxes, canonical_axes, canonical_box, canonical_view
 from dsir_metric.represent.plan import Plan
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
 from dsir_metric.represent.representation import Representation
 from dsir_metric.represent.tiled import TiledNetwork
-from dsir_metric.represent.tiling import Shape
+from dsir_metric.represent.tiling import Box, Shape
 
 __all__ = ["Representer"]
 
@@ -111,7 +111,9 @@ class Representer:
         """SHA-256 of the weights."""
         return self.card.weights_hash
 
-    def __call__(self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, held: int = 0) -> Representation:
+    def __call__(
+        self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, held: int = 0, crop: Box | None = None
+    ) -> Representation:
         """Represent a scan on its own grid.
 
         Parameters
@@ -123,12 +125,14 @@ class Representer:
             Rule, or its name; see `resolve_intensity`. "auto" is what the model's card says.
         held : int
             Bytes of the memory that something else than this scan takes meanwhile.
+        crop : tuple of slice, optional
+            z, y, x: the part of a 3-D scan that is wanted, which sees the rest all the same.
 
         Returns
         -------
         Representation
-            Unit vectors, float32 (z, y, x, channels), same voxels as `image` (z is 1 for a 2-D one). However the header
-            orders the axes, a place in space gets the same descriptor.
+            Unit vectors, float32 (z, y, x, channels), the voxels of `image` or its crop (z is 1 for a 2-D one).
+            However the header orders the axes, a place in space gets the same descriptor.
 
         Raises
         ------
@@ -140,9 +144,11 @@ class Representer:
             If the network, here or on a server, answers with NaN or infinity; RemoteError also if no answer comes.
         """
         scaled, grid, rule = self.prepare(image, intensity, plane=True)
-        values = np.empty((*grid.shape, self.card.channels), np.float32)
-        self._describe(scaled, grid, canonical_view(values, grid), held=held + scaled.nbytes)
-        return Representation(values, grid, self.provenance(rule))
+        part = grid if crop is None else grid.cropped(crop)
+        values = np.empty((*part.shape, self.card.channels), np.float32)
+        inside = None if crop is None else canonical_box(crop, grid)
+        self._describe(scaled, grid, canonical_view(values, part), inside, held=held + scaled.nbytes)
+        return Representation(values, part, self.provenance(rule))
 
     def write(self, prepared: tuple[NDArray[np.float32], Grid, IntensityRule], path: str | Path) -> None:
         """Write the representation of a scan into a file, piece by piece: no more of it is ever in memory.
@@ -225,13 +231,20 @@ class Representer:
         return values
 
     def _describe(
-        self, scaled: NDArray[np.float32], grid: Grid, out: Boxes, *, held: int = 0, scratch: Path | None = None
+        self,
+        scaled: NDArray[np.float32],
+        grid: Grid,
+        out: Boxes,
+        crop: Box | None = None,
+        *,
+        held: int = 0,
+        scratch: Path | None = None,
     ) -> None:
-        """Write the descriptors of a prepared scan into `out` (z, y, x, channels), both along canonical axes."""
+        """Write the descriptors of a prepared scan into `out` (z, y, x, channels), all along canonical axes."""
         if grid.dimension == 2:
             self._describe_slice(scaled, out)
         else:
-            self._network.describe(scaled, out, held=held, scratch=scratch)
+            self._network.describe(scaled, out, crop, held=held, scratch=scratch)
 
     def _describe_slice(self, scaled: NDArray[np.float32], out: Boxes) -> None:
         """Write the descriptors of a slice (1, y, x) amid `halo` others like it into `out` (1, y, x, channels).
