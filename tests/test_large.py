@@ -27,7 +27,7 @@ from dsir_metric.geometry import DisplacementField, Grid, jacobian_statistics
 from dsir_metric.io import FileArray, components, open_components
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.phantom import PhantomPair, make_pair
-from dsir_metric.register import DeformableConfig, RegisterConfig, pipeline, register
+from dsir_metric.register import STAGES, RegisterConfig, pipeline, register
 from dsir_metric.register.forecast import (
     finer_bytes,
     forecast_registration,
@@ -352,14 +352,15 @@ def test_a_turn_that_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_smaller_voxels_that_were_left_out_are_told(monkeypatch: pytest.MonkeyPatch, pair: PhantomPair) -> None:
-    config = RegisterConfig(stages=("rigid", "deformable"), threads=1, memory_bytes=10**11)
+    config = RegisterConfig(stages=("rigid", "deformable", "refine"), threads=1, memory_bytes=10**11)
     needed = register(pair.fixed, pair.moving, config).details["again_bytes"]
     assert len(needed) == 1
     least = replace(config, memory_bytes=needed[0])
     assert register(pair.fixed, pair.moving, least).warnings == ()
     monkeypatch.setattr(pipeline, "finer_bytes", lambda *_, **__: 10**12)
     result = register(pair.fixed, pair.moving, config)
-    assert len([w for w in result.warnings if "more memory would let it look at smaller ones" in w]) == 1
+    assert [s.name for s in result.stages] == ["rigid", "deformable"]
+    assert result.warnings == ("the refine stage was left out: 1000000 MB of memory (--memory) would let it run",)
     assert result.details["again_bytes"] == [10**12]
 
 
@@ -368,9 +369,7 @@ def test_the_forecast_knows_the_smaller_voxels() -> None:
     grid = Grid((90, 110, 90), (2.0, 2.0, 2.0))
     config = RegisterConfig(threads=1)
     make = open_representer(config, grid, grid)
-    without = forecast_registration(
-        replace(config, deformable=DeformableConfig(finer=1.0)), grid, grid, make, timed=True
-    )
+    without = forecast_registration(replace(config, stages=STAGES[:-1]), grid, grid, make, timed=True)
     told = forecast_registration(config, grid, grid, make, timed=True)
     assert told.memory_bytes == finer_bytes(grid, grid, (grid, grid), 1.4, make) > without.memory_bytes
     assert told.seconds is not None

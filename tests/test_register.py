@@ -19,6 +19,7 @@ from dsir_metric.register import (
     InstanceConfig,
     LapirnConfig,
     Progress,
+    RefineConfig,
     RegisterConfig,
     RegistrationResult,
     SearchConfig,
@@ -161,19 +162,16 @@ def test_a_turned_scan_stays_as_it_was_where_that_agrees_better() -> None:
     assert apart_mm(came.transform, left.transform, Grid.of(far.fixed)) < 1e-6
 
 
-def finer(share: float, config: RegisterConfig = CONFIG) -> RegisterConfig:
-    return replace(config, deformable=replace(config.deformable, finer=share))
-
-
 def test_smaller_voxels_leave_less_error(phantom: PhantomPair, found: RegistrationResult) -> None:
-    left = register(phantom.fixed, phantom.moving, finer(1.0))
+    left = register(phantom.fixed, phantom.moving, replace(CONFIG, stages=STAGES[:-1]))
+    assert found.stages[-1].name == "refine"
     assert phantom.error_mm(found.transform) < 0.95 * phantom.error_mm(left.transform)
     assert len(found.details["again_bytes"]) == len(left.details["again_bytes"]) + 1
 
 
 def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> None:
     """Behind a transform that is not linear, and of another place in the world, the descriptors are the same ones."""
-    config = replace(CONFIG, stages=("deformable",))
+    config = replace(CONFIG, stages=("deformable", "refine"))
     there = sitk.TranslationTransform(3, (40.0, -30.0, 20.0))
     field = DisplacementField.from_transform(there, Grid.of(pair.fixed).padded(9)).to_transform()
     away = sitk.Image(pair.moving)
@@ -181,8 +179,42 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> 
     near = register(pair.fixed, pair.moving, config)
     far = register(pair.fixed, away, config, initial_transform=field)
     back = sitk.CompositeTransform([there.GetInverse(), far.transform])
+    assert near.undone == far.undone == ()
     assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.1  # of 4.5 mm
     assert pair.error_mm(near.transform) < pair.error_mm(IDENTITY)
+
+
+class Elsewhere(PairRepresenter):
+    """In smaller voxels the moving scan lies elsewhere, or its descriptors say so."""
+
+    def finer(
+        self,
+        fixed: sitk.Image,
+        moving: sitk.Image,
+        working: tuple[Grid, Grid],
+        spacing_mm: float,
+        places_mm: tuple[Values, Values],
+        held: int = 0,
+    ) -> tuple[Representation, Representation]:
+        """With an origin that is 9 mm off."""
+        first, second = super().finer(fixed, moving, working, spacing_mm, places_mm, held)
+        x, y, z = second.grid.origin_mm
+        return first, replace(second, grid=replace(second.grid, origin_mm=(x + 9.0, y, z)))
+
+
+def test_what_the_scans_do_not_bear_out_is_undone(pair: PhantomPair) -> None:
+    make, stages = Elsewhere(Representer(device="cpu", threads=1)), ("rigid", "affine", "deformable", "refine")
+    came = register(pair.fixed, pair.moving, replace(CONFIG, stages=stages), representations=make)
+    assert came.undone == ("refine",)
+    assert "undone: the scans tell less of each other (mutual information 1." in came.stages[-1].remark
+    left = register(pair.fixed, pair.moving, replace(CONFIG, stages=stages[:-1]))
+    assert apart_mm(came.transform, left.transform, Grid.of(pair.fixed)) < 1e-6
+
+
+def test_representations_that_came_are_not_refined(pair: PhantomPair) -> None:
+    both = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
+    came = register(pair.fixed, pair.moving, replace(CONFIG, stages=("rigid", "refine")), representations=both)
+    assert [s.name for s in came.stages] == ["rigid"]
 
 
 @pytest.mark.parametrize(
@@ -193,20 +225,27 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> 
         (RegisterConfig(backend="torch"), True),
         (RegisterConfig(backend="torch", instance=InstanceConfig(metric="mind")), False),
         (RegisterConfig(backend="torch", instance=InstanceConfig(parametrisation="dense")), False),
+        (RegisterConfig(backend="torch", instance=InstanceConfig(velocity=True)), False),
         (RegisterConfig(backend="lapirn"), False),
         (RegisterConfig(backend="lapirn", lapirn=LapirnConfig(refine_iterations=9)), True),
         (RegisterConfig(backend="elastix"), False),
+        (RegisterConfig(backend="elastix", stages=("affine", "refine")), True),
     ],
 )
-def test_who_looks_at_smaller_voxels(config: RegisterConfig, expected: bool) -> None:
-    assert config.looks_finer is expected
-    assert not finer(1.0, config).looks_finer
+def test_what_is_refined(config: RegisterConfig, expected: bool) -> None:
+    assert config.refines is expected
 
 
-@pytest.mark.parametrize("share", [0.0, -0.7, 1.1, np.nan])
+@pytest.mark.parametrize("share", [0.0, -0.7, 1.0, np.nan])
 def test_smaller_voxels_are_not_larger_ones(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"finer is .*; give a share of the edge of a voxel, above 0 and up to 1"):
-        finer(share)
+    with pytest.raises(ConfigError, match=r"refine: voxels is .*; give a share above 0 and below 1"):
+        RefineConfig(voxels=share)
+
+
+@pytest.mark.parametrize("iterations", [(), (20, 0)])
+def test_a_refinement_takes_iterations(iterations: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="refine: iterations is"):
+        RefineConfig(iterations=iterations)
 
 
 def test_only_the_chosen_stages_run(pair: PhantomPair) -> None:

@@ -85,33 +85,6 @@ def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: boo
     assert error_mm(found.transform) < 1.2 < 4 < error_mm(sitk.Transform(3, sitk.sitkIdentity))
 
 
-@pytest.mark.parametrize("velocity", [False, True])
-@pytest.mark.parametrize("linear", [IDENTITY, TILTED])
-def test_the_last_lattice_looks_at_what_is_made_for_it(linear: Array, velocity: bool) -> None:
-    """At the same points, in both paths: the fixed ones, moved as far as they are."""
-    pair, config = bent(linear), DeformableConfig((24.0, 12.0, 6.0), (20, 20, 20))
-    aside = np.array([1.0, 0.5, -1.0])
-    other = level(lambda p: (bend(p) + aside) @ linear[:3, :3].T + linear[:3, 3])
-    asked: list[Array] = []
-
-    def finer(_: Array, moved_mm: Array) -> Level:
-        asked.append(moved_mm)
-        return other
-
-    if not velocity:
-        compiled = fit_freeform(pyramid(pair), linear, config, lambda *_: None, finer=finer)
-    settings = InstanceConfig(velocity=velocity)
-    found = optimise(volumes(pair), linear, settings, config, finer=lambda moved: volumes(finer(linear, moved)))
-    there = bend(GRID.points_mm())[sitk.GetArrayFromImage(pair.fixed_mask) != 0]
-    for moved in asked:
-        assert np.linalg.norm(moved - there, axis=-1).mean() < 1.2
-    ended = places(found.transform)
-    if not velocity:
-        assert np.linalg.norm(ended - places(compiled.transform), axis=-1).mean() < 0.1 * GRID.spacing_mm[0]
-    apart = np.linalg.norm(ended - bend(GRID.points_mm()) - aside, axis=-1)
-    assert apart[2:-2, 2:-2, 2:-2].mean() < 1.2
-
-
 def test_levels_are_those_of_the_compiled_path() -> None:
     odd = Grid((27, 25, 26), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0))
     rng = np.random.default_rng(0)

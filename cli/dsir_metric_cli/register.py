@@ -49,7 +49,7 @@ ending_option: Decorator = click.option(
 )
 
 _SETTINGS: tuple[Decorator, ...] = (
-    click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable.  [default: all]"),
+    click.option("--stages", metavar="A,B,..", help="Of centre,search,rigid,affine,deformable,refine.  [default: all]"),
     click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="Voxel size to work at.  [default: chosen]"),
     click.option("--intensity", metavar="RULE", help="auto, mr, ct, ct:LOW,HIGH or window:LOW,HIGH, of both scans."),
     click.option("--fixed-intensity", metavar="RULE", help="The same for the fixed scan alone."),

@@ -1,4 +1,4 @@
-"""Registration in stages: centre, coarse search, rigid, affine, deformable."""
+"""Registration in stages: centre, coarse search, rigid, affine, deformable, refine."""
 
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import (
@@ -8,6 +8,7 @@ from dsir_metric.register.config import (
     EngineConfig,
     InstanceConfig,
     LapirnConfig,
+    RefineConfig,
     RegisterConfig,
     SearchConfig,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "InstanceConfig",
     "LapirnConfig",
     "Progress",
+    "RefineConfig",
     "RegisterConfig",
     "RegistrationResult",
     "SearchConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dsir_metric.errors import ConfigError
@@ -15,13 +15,14 @@ __all__ = [
     "EngineConfig",
     "InstanceConfig",
     "LapirnConfig",
+    "RefineConfig",
     "RegisterConfig",
     "SearchConfig",
     "Stage",
 ]
 
-Stage = Literal["centre", "search", "rigid", "affine", "deformable"]
-STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable")
+Stage = Literal["centre", "search", "rigid", "affine", "deformable", "refine"]
+STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable", "refine")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,6 @@ class DeformableConfig:
         Weight of the mean squared Frobenius norm of the second derivatives of u (per mm^2), in mm^2.
     information : float
         Weight of the normalised mutual information of the scans against the mean cosine; 0 looks at the cosine alone.
-    finer : float
-        Edge of the voxels in which the scans are represented once more for the last lattice, as a share of that of the
-        others; 1 leaves it at the others. Not where the scans have more than 8 million of them.
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     """
@@ -86,7 +84,6 @@ class DeformableConfig:
     diffusion: float = 0.3
     bending_mm2: float = 60.0
     information: float = 0.5
-    finer: float = 0.7
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
@@ -102,8 +99,30 @@ class DeformableConfig:
             raise ConfigError(
                 "lattice_mm and iterations are positive; diffusion, bending_mm2 and information are not negative"
             )
-        if not 0 < self.finer <= 1:
-            raise ConfigError(f"finer is {self.finer}; give a share of the edge of a voxel, above 0 and up to 1")
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """The last lattices of `DeformableConfig` once more, on the scans represented in smaller voxels.
+
+    Parameters
+    ----------
+    voxels : float
+        Their edge as a share of that of the others. The stage is left out where a scan would have more than 8 million.
+    iterations : tuple of int
+        Largest number of optimiser iterations at each of the last lattices, coarse to fine.
+    """
+
+    voxels: float = 0.7
+    iterations: tuple[int, ...] = (20, 40)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.voxels < 1:
+            raise ConfigError(
+                f"refine: voxels is {self.voxels}; give a share above 0 and below 1, or leave refine out of the stages"
+            )
+        if not self.iterations or min(self.iterations) < 1:
+            raise ConfigError(f"refine: iterations is {list(self.iterations)}; give one or more for a lattice or more")
 
 
 @dataclass(frozen=True)
@@ -238,7 +257,7 @@ class RegisterConfig:
     fixed_intensity, moving_intensity : str
         "auto", "mr", "ct", "ct:low,high" or "window:low,high".
     stages : tuple of str
-        Any of centre, search, rigid, affine, deformable, in that order.
+        Any of centre, search, rigid, affine, deformable, refine, in that order; see `refines` for the last.
     turn_deg : float
         When the moving scan turns out to lie askew by more than this, it is represented again along turned axes, for
         descriptors are not indifferent to rotation; kept where the mean cosine rises. 180 never does it.
@@ -247,6 +266,7 @@ class RegisterConfig:
     search : SearchConfig
     deformable : DeformableConfig
         Of the backends sitk and torch.
+    refine : RefineConfig
     instance : InstanceConfig
         Of the backend torch.
     lapirn : LapirnConfig
@@ -268,26 +288,27 @@ class RegisterConfig:
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     lapirn: LapirnConfig = field(default_factory=LapirnConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property
-    def looks_finer(self) -> bool:
-        """Whether a lattice of ours ends the deformable stage, which may look at smaller voxels than the rest."""
+    def refines(self) -> bool:
+        """Whether there is a refine stage: after a deformable one it is for a lattice of ours that has no inverse."""
         ours = {
             "sitk": True,
-            "torch": self.instance.metric == "dns" and self.instance.parametrisation == "bspline",
+            "torch": self.instance == replace(self.instance, metric="dns", parametrisation="bspline", velocity=False),
             "lapirn": self.lapirn.refine_iterations > 0,
         }
-        return "deformable" in self.stages and self.deformable.finer < 1 and ours.get(self.backend, False)
+        return "refine" in self.stages and ("deformable" not in self.stages or ours.get(self.backend, False))
 
     @property
     def looks_at_scans(self) -> bool:
-        """Whether the deformable stage looks at intensities, beside the representations or instead of them."""
+        """Whether a stage looks at intensities, beside the representations or instead of them."""
         ours = self.backend in ("sitk", "torch") or self.lapirn.refine_iterations > 0
         asked = self.deformable.information > 0 or self.instance.metric != "dns"
-        return "deformable" in self.stages and ours and asked
+        return ("deformable" in self.stages and ours and asked) or (self.refines and self.deformable.information > 0)
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -14,7 +14,7 @@ from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import Level
-from dsir_metric.register.problem import Deformation, Finer, Problem, Report
+from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
 __all__ = ["deform", "fit_freeform", "unfold"]
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
     """See `Deform`."""
-    return fit_freeform(problem.levels, linear, problem.config.deformable, report, finer=problem.finer)
+    return fit_freeform(problem.levels, linear, problem.config.deformable, report)
 
 
 def fit_freeform(
@@ -33,7 +33,6 @@ def fit_freeform(
     config: DeformableConfig,
     on_iteration: Callable[[float, float], None],
     start: DisplacementField | None = None,
-    finer: Finer | None = None,
 ) -> Deformation:
     """Displacement u such that x -> linear(x + u(x)) aligns the pair.
 
@@ -48,8 +47,6 @@ def fit_freeform(
         Receives the finished fraction of the stage and the metric.
     start : DisplacementField, optional
         u to begin with, along the axes of the levels; none by default.
-    finer : Finer, optional
-        Makes what the last lattice looks at; the finest level by default.
 
     Returns
     -------
@@ -63,12 +60,9 @@ def fit_freeform(
     remarks = []
     count = len(config.lattice_mm)
     for k, lattice_mm in enumerate(config.lattice_mm):
-        if finer is not None and k == count - 1:
-            level = finer(linear, _moved(levels[-1], freeform, coefficients))
-        else:
-            level = levels[max(0, len(levels) + (finer is not None) - count + k)]
-        denser = FreeForm(domain, lattice_mm)
-        coarse, freeform = freeform.refine(coefficients, denser), denser
+        level = levels[max(0, len(levels) - count + k)]
+        finer = FreeForm(domain, lattice_mm)
+        coarse, freeform = freeform.refine(coefficients, finer), finer
 
         def report(step: int, value: float, k: int = k) -> None:
             on_iteration((k + min(step / config.iterations[k], 1.0)) / count, value)
@@ -78,14 +72,6 @@ def fit_freeform(
         if rounds:
             remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
     return Deformation(freeform.to_transform(coefficients), "; ".join(remarks))
-
-
-def _moved(level: Level, freeform: FreeForm, coefficients: Array) -> Array:
-    """The masked points of a level where the displacement takes them, (n, 3), LPS mm."""
-    inside = sitk.GetArrayViewFromImage(level.fixed_mask) != 0
-    u = freeform.evaluate(coefficients, freeform.bases(level.fixed.grid))
-    moved: Array = level.fixed.grid.points_mm()[inside] + u[:, inside].T
-    return moved
 
 
 def _level(

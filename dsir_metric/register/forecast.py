@@ -182,7 +182,7 @@ def forecast_registration(
     plans = _plans(grids, representer)
     needed = _needed(fixed, moving, representer, spacing)
     more: tuple[Plan, ...] = ()
-    smaller = finer_spacing(grids, config.deformable.finer) if config.looks_finer else None
+    smaller = finer_spacing(grids, config.refine.voxels) if config.refines else None
     if smaller is not None:
         least = finer_bytes(fixed, moving, grids, smaller, representer)
         if config.memory_bytes is None or least <= config.memory_bytes:

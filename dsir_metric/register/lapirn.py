@@ -187,7 +187,7 @@ def _refined(
     """The network's displacement, gone on from by the finest lattice of the free-form deformation."""
     config = problem.config.deformable
     finest = replace(config, lattice_mm=config.lattice_mm[-1:], iterations=(problem.config.lapirn.refine_iterations,))
-    found = fit_freeform(problem.levels, linear, finest, report, start, problem.finer)
+    found = fit_freeform(problem.levels, linear, finest, report, start)
     return replace(found, remark="; ".join(part for part in (f"{remark}, refined", found.remark) if part))
 
 

@@ -29,7 +29,7 @@ from dsir_metric.register.problem import Array, Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
-from dsir_metric.register.state import State, mapped
+from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
 from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
@@ -41,10 +41,11 @@ _DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree bet
 _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
-_COARSE = "the last lattice looks at voxels as large as the others do; more memory would let it look at smaller ones"
+_COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
+_LEAST_TOLD = 0.98  # of normalised mutual information - 1: what the refine stage has to leave
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
-    "represent": 0.35, "centre": 0.01, "search": 0.14, "rigid": 0.05, "affine": 0.05, "deformable": 0.4
+    "represent": 0.5, "centre": 0.01, "search": 0.08, "rigid": 0.02, "affine": 0.02, "deformable": 0.2, "refine": 0.17
 }  # fmt: skip
 
 
@@ -74,8 +75,8 @@ def register(
         Fixed to moving, LPS mm. If it is linear the stages improve it; otherwise they work in front of it.
     representations : tuple of Representation, or PairRepresenter, optional
         Of `fixed` and of `moving`, made before as `represent_pair` makes them, by a model or by anything else; the
-        model, memory, spacing, intensities and `finer` of `config` then play no part. Or what makes them, in place of
-        what `config` says.
+        model, memory, spacing and intensities of `config` then play no part, and there is no refine stage. Or what
+        makes them, in place of what `config` says.
     on_progress : callable, optional
         Receives a `Progress` now and then.
 
@@ -121,7 +122,9 @@ def _register(
     representations: tuple[Representation, Representation] | PairRepresenter | None,
     on_progress: OnProgress | None,
 ) -> RegistrationResult:
-    clock = _Clock(config.stages, on_progress or (lambda _: None))
+    refines = config.refines and not isinstance(representations, tuple)
+    stages = tuple(name for name in config.stages if name != "refine" or refines)
+    clock = _Clock(stages, on_progress or (lambda _: None))
     state = _start(initial_transform)
     warnings: list[str] = []
     again: list[int] = []  # bytes
@@ -139,7 +142,7 @@ def _register(
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports = []
     may_turn = make is not None
-    for name in config.stages:
+    for name in stages:
         turn = rotation(state.linear[:3, :3])
         if make is not None and may_turn and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
             with clock.stage("represent"):
@@ -152,11 +155,16 @@ def _register(
                     problem, guard = turned, judge
                 else:
                     may_turn = False  # it agrees better as it was, or memory forbids: the next stage need not try
-        if make is not None and name == "deformable" and config.looks_finer:
-            problem, more = _finer(problem, fixed, moving, make)
+        asked = problem
+        if make is not None and name == "refine":
+            with clock.stage("represent"):
+                finer, more = _finer(problem, fixed, moving, make, state)
             again += more
-            warnings += [_COARSE] if more and problem.finer is None else []
-        state, report = _stage(name, problem, guard, state, clock)
+            if finer is None:
+                warnings += [_COARSE.format(needed / 1e6) for needed in more]
+                continue
+            asked = replace(problem, levels=[finer])
+        state, report = _stage(name, asked, guard, state, clock)
         reports.append(report)
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
@@ -274,27 +282,44 @@ def _turned(
     return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans))), needed
 
 
-def _finer(problem: Problem, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter) -> tuple[Problem, list[int]]:
-    """The problem with what makes a finer level, if the scans gain by one and memory allows, and the bytes it takes."""
+def _finer(
+    problem: Problem, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter, state: State
+) -> tuple[Level | None, list[int]]:
+    """The finest level in smaller voxels, if they are worth while and memory allows, and the bytes that this takes."""
     finest, config = problem.levels[-1], problem.config
     working = (finest.fixed.grid, finest.moving.grid)
-    spacing = finer_spacing(working, config.deformable.finer)
+    if askew_deg(problem, np.eye(3)) > 0:  # along turned axes: now it is known how far
+        working = (working[0], turned_grid(Grid.of(moving), working[0], rotation(state.linear[:3, :3])))
+    spacing = finer_spacing(working, config.refine.voxels)
     if spacing is None:
-        return problem, []
+        return None, []
     needed = finer_bytes(Grid.of(fixed), Grid.of(moving), working, spacing, make.representer, shared=make.shared)
     if config.memory_bytes is not None and needed > config.memory_bytes:
-        return problem, [needed]
-    points = working[0].points_mm()[sitk.GetArrayViewFromImage(finest.fixed_mask) != 0]
+        return None, [needed]
+    points = _masked(finest)
+    places = state.map(points)
+    places = places if finest.after is None else point_map(finest.after).map(places)
+    held = levels_bytes(working, finest.fixed.channels)
+    first, second = make.finer(fixed, moving, working, spacing, (points, places), held)
+    scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
+    return replace(finest, fixed=first, moving=second, scans=scans), [needed]
 
-    def finer(linear: Array, moved_mm: Array) -> Level:
-        places = mapped(linear, moved_mm)
-        places = places if finest.after is None else point_map(finest.after).map(places)
-        held = levels_bytes(working, finest.fixed.channels)
-        first, second = make.finer(fixed, moving, working, spacing, (points, places), held)
-        scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
-        return replace(finest, fixed=first, moving=second, scans=scans)
 
-    return replace(problem, finer=finer), [needed]
+def _masked(level: Level) -> Array:
+    """Points of the fixed mask, (n, 3), LPS mm."""
+    points: Array = level.fixed.grid.points_mm()[sitk.GetArrayViewFromImage(level.fixed_mask) != 0]
+    return points
+
+
+def _tells_less(level: Level, before: State, after: State) -> str | None:
+    """Why a step must be undone after which the scans tell less of each other, or None; descriptors play no part."""
+    information, points = level.information(), _masked(level)
+    if information is None:
+        return None
+    old, new = (-information.at_points(state.map(points))[0] for state in (before, after))
+    if new - 1 < _LEAST_TOLD * (old - 1):
+        return f"the scans tell less of each other (mutual information {old:.4f} before, {new:.4f} after)"
+    return None
 
 
 def _scans(
@@ -318,8 +343,10 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
 
     with clock.stage(name):
         found, remark = RUN[name](problem, state, report)
-        same_metric = name != "deformable" or problem.config.instance.metric == "dns"
+        same_metric = name != "refine" and (name != "deformable" or problem.config.instance.metric == "dns")
         objection = None if found is state else guard.objection(state, found, must_improve=same_metric)
+        if name == "refine" and objection is None:
+            objection = _tells_less(problem.levels[-1], state, found)
     scores = guard.score(state), guard.score(found)
     remark = remark if objection is None else f"undone: {objection}"
     outcome = StageReport(name, objection is None, remark, *scores, clock.seconds[name], tuple(trace))

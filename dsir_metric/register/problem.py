@@ -32,15 +32,12 @@ class Problem:
     pivot_mm : ndarray, shape (3,)
         Centroid of the foreground of the fixed image, where rotations turn.
     config : RegisterConfig
-    finer : callable, optional
-        Makes the level that a last lattice looks at: descriptors made in smaller voxels, see `Finer`.
     """
 
     levels: list[Level]
     moving_body: sitk.Image
     pivot_mm: Array
     config: RegisterConfig
-    finer: Finer | None = None
 
     @property
     def linear_level(self) -> Level:
@@ -71,14 +68,6 @@ class Deformation:
     transform: sitk.Transform
     remark: str = ""
     inverse: sitk.Transform | None = None
-
-
-class Finer(Protocol):
-    """Makes a level of the points of the finest one and of descriptors made in smaller voxels."""
-
-    def __call__(self, linear: Array, moved_mm: Array) -> Level:
-        """`moved_mm`, (n, 3), are the masked points x of the finest level at x + u(x), where u is nearly right."""
-        ...
 
 
 class Report(Protocol):

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import SimpleITK as sitk
 
+from dsir_metric.geometry import DisplacementField
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import Stage
+from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
 from dsir_metric.register.problem import Problem, Report
 from dsir_metric.register.search import centred, searched
@@ -47,6 +49,17 @@ def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, 
     return replace(state, displacement=found.transform, inverse=found.inverse), found.remark
 
 
+def _refine(problem: Problem, state: State, report: Report) -> tuple[State, str]:
+    config, grid = problem.config.deformable, problem.levels[-1].fixed.grid
+    last = min(len(config.lattice_mm), len(problem.config.refine.iterations))
+    config = replace(config, lattice_mm=config.lattice_mm[-last:], iterations=problem.config.refine.iterations[-last:])
+    start = None
+    if state.displacement is not None:
+        start = DisplacementField.from_transform(state.displacement, grid.padded(1))
+    found = fit_freeform(problem.levels, state.linear, config, report, start)
+    return replace(state, displacement=found.transform, inverse=None), found.remark
+
+
 def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: Report) -> State:
     """A linear transform fitted at the coarsest level, then at the finest linear one."""
     levels = [problem.levels[0], problem.linear_level]
@@ -73,4 +86,5 @@ RUN: dict[Stage, StageFunction] = {
     "rigid": _rigid,
     "affine": _affine,
     "deformable": _deformable,
+    "refine": _refine,
 }

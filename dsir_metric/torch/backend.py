@@ -44,12 +44,9 @@ def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
-        finest, rest = _volumes(problem.levels[-1], config, linear, device)
-        look = problem.finer
-        finer = None if look is None else lambda moved: _volumes(look(linear, moved), config, linear, device)[0]
-        start = _convex(finest, rest, config.instance.metric) if config.instance.init == "convex" else None
-        settings = (config.instance, config.deformable)
-        return optimise(finest, rest, *settings, finer=finer, start=start, on_iteration=report)
+        volumes, linear = _volumes(problem, linear, device)
+        start = _convex(volumes, linear, config.instance.metric) if config.instance.init == "convex" else None
+        return optimise(volumes, linear, config.instance, config.deformable, start=start, on_iteration=report)
     except torch.OutOfMemoryError as error:
         raise RegistrationError(_short_of_memory(problem, device)) from error
     finally:
@@ -79,16 +76,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
-def _volumes(level: Level, config: RegisterConfig, linear: Array, device: torch.device) -> tuple[Volumes, Array]:
-    """Features of a level on the device, and the linear map that is still to be applied.
+def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Volumes, Array]:
+    """Features of the finest level on the device, and the linear map that is still to be applied.
 
     Where a transform that is not linear comes after, both are applied to the moving features, once.
     """
-    if config.instance.metric == "mind":
+    level = problem.levels[-1]
+    if problem.config.instance.metric == "mind":
         level = _with_mind(level)
     if level.after is not None:
         level, linear = aligned(level, linear), np.eye(4)
-    half = device.type == "cuda" and config.instance.metric == "dns"
+    half = device.type == "cuda" and problem.config.instance.metric == "dns"
     kind = torch.float16 if half else torch.float32
     fixed, moving_values = (torch.from_numpy(r.values).to(device, kind) for r in (level.fixed, level.moving))
     mask_image = level.moving_mask

@@ -20,7 +20,6 @@ from dsir_metric.register.deformable import unfold
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import may_halve
 from dsir_metric.register.problem import Deformation
-from dsir_metric.register.state import mapped
 from dsir_metric.torch.objective import COMPARE, WEIGHT, Information, Volumes
 from dsir_metric.torch.parametrisation import BSplineField, DenseField, Field, to_mm
 from dsir_metric.torch.regularity import jacobian_determinant
@@ -39,7 +38,6 @@ def optimise(
     instance: InstanceConfig | None = None,
     deformable: DeformableConfig | None = None,
     *,
-    finer: Callable[[Array], Volumes] | None = None,
     start: DisplacementField | None = None,
     on_iteration: Report = lambda *_: None,
 ) -> Deformation:
@@ -54,9 +52,6 @@ def optimise(
     instance : InstanceConfig, optional
     deformable : DeformableConfig, optional
         Of the B-spline lattice.
-    finer : callable, optional
-        Receives x + u(x), (n, 3), LPS mm, of the masked points x of `finest` as they lie before the last lattice, and
-        gives what that one looks at: features made in smaller voxels; `finest` by default.
     start : DisplacementField, optional
         u to begin with, along the axes of the fixed grid; zero by default.
     on_iteration : callable
@@ -75,12 +70,11 @@ def optimise(
     instance, deformable = instance or InstanceConfig(), deformable or DeformableConfig()
     if instance.parametrisation == "dense":
         return _dense(finest, linear, instance, start, on_iteration)
-    return _bspline(finest, finer, linear, instance, deformable, start, on_iteration)
+    return _bspline(finest, linear, instance, deformable, start, on_iteration)
 
 
 def _bspline(
     finest: Volumes,
-    finer: Callable[[Array], Volumes] | None,
     linear: Array,
     instance: InstanceConfig,
     config: DeformableConfig,
@@ -94,12 +88,9 @@ def _bspline(
     weights, remarks, count = (config.diffusion, config.bending_mm2), [], len(config.lattice_mm)
     flow = domain
     information = config.information if instance.metric == "dns" and finest.scans else 0.0
-    levels = [*_pyramid(finest, count), *([] if finer is None else [finest])][-count:]
-    for k, (volumes, lattice_mm) in enumerate(zip(levels, config.lattice_mm, strict=True)):
-        if finer is not None and k == count - 1:
-            volumes = finer(_moved(finest, linear, BSplineField(freeform, domain, weights, device), coefficients))
-        denser = FreeForm(domain, lattice_mm)
-        coefficients, freeform = freeform.refine(coefficients, denser), denser
+    for k, (volumes, lattice_mm) in enumerate(zip(_pyramid(finest, count), config.lattice_mm, strict=True)):
+        finer = FreeForm(domain, lattice_mm)
+        coefficients, freeform = freeform.refine(coefficients, finer), finer
         flow = _flow_grid(domain, volumes.fixed_grid, lattice_mm)
         points = _Points(volumes, linear, flow if instance.velocity else None)
         field = BSplineField(freeform, points.grid, weights, device)
@@ -254,16 +245,6 @@ def _pyramid(finest: Volumes, count: int) -> list[Volumes]:
     while len(levels) < count and may_halve(levels[0].fixed_grid, levels[0].moving_grid):
         levels.insert(0, levels[0].halved())
     return levels[:1] * (count - len(levels)) + levels
-
-
-def _moved(volumes: Volumes, linear: Array, field: BSplineField, coefficients: Array) -> Array:
-    """Where a field, or the flow of a velocity, takes the masked points, (n, 3), LPS mm."""
-    points = _Points(volumes, linear, field.grid)
-    with torch.no_grad():
-        values = field.values(_tensor(coefficients, volumes.fixed.device))
-        index = points.index(values)
-    back = np.linalg.inv(linear).astype(np.float64)
-    return mapped(back, volumes.moving_grid.to_physical(index.double().cpu().numpy()))
 
 
 def _flow_grid(domain: Grid, grid: Grid, lattice_mm: float) -> Grid:
