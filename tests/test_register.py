@@ -242,10 +242,9 @@ def test_smaller_voxels_are_not_larger_ones(share: float) -> None:
         RefineConfig(voxels=share)
 
 
-@pytest.mark.parametrize("iterations", [(), (20, 0)])
-def test_a_refinement_takes_iterations(iterations: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="refine: iterations is"):
-        RefineConfig(iterations=iterations)
+def test_a_refinement_takes_iterations() -> None:
+    with pytest.raises(ConfigError, match="refine: iterations is 0; at least 1 is needed"):
+        RefineConfig(iterations=0)
 
 
 def test_only_the_chosen_stages_run(pair: PhantomPair) -> None:

@@ -103,26 +103,26 @@ class DeformableConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """The last lattices of `DeformableConfig` once more, on the scans represented in smaller voxels.
+    """The last lattice of `DeformableConfig` once more, on the scans represented in smaller voxels.
 
     Parameters
     ----------
     voxels : float
         Their edge as a share of that of the others. The stage is left out where a scan would have more than 8 million.
-    iterations : tuple of int
-        Largest number of optimiser iterations at each of the last lattices, coarse to fine.
+    iterations : int
+        Largest number of optimiser iterations.
     """
 
     voxels: float = 0.7
-    iterations: tuple[int, ...] = (20, 40)
+    iterations: int = 40
 
     def __post_init__(self) -> None:
         if not 0 < self.voxels < 1:
             raise ConfigError(
                 f"refine: voxels is {self.voxels}; give a share above 0 and below 1, or leave refine out of the stages"
             )
-        if not self.iterations or min(self.iterations) < 1:
-            raise ConfigError(f"refine: iterations is {list(self.iterations)}; give one or more for a lattice or more")
+        if self.iterations < 1:
+            raise ConfigError(f"refine: iterations is {self.iterations}; at least 1 is needed")
 
 
 @dataclass(frozen=True)

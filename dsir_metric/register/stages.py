@@ -50,13 +50,14 @@ def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, 
 
 
 def _refine(problem: Problem, state: State, report: Report) -> tuple[State, str]:
-    config, grid = problem.config.deformable, problem.levels[-1].fixed.grid
-    last = min(len(config.lattice_mm), len(problem.config.refine.iterations))
-    config = replace(config, lattice_mm=config.lattice_mm[-last:], iterations=problem.config.refine.iterations[-last:])
+    config, grid = problem.config, problem.levels[-1].fixed.grid
+    last = replace(
+        config.deformable, lattice_mm=config.deformable.lattice_mm[-1:], iterations=(config.refine.iterations,)
+    )
     start = None
     if state.displacement is not None:
         start = DisplacementField.from_transform(state.displacement, grid.padded(1))
-    found = fit_freeform(problem.levels, state.linear, config, report, start)
+    found = fit_freeform(problem.levels, state.linear, last, report, start)
     return replace(state, displacement=found.transform, inverse=None), found.remark
 
 
