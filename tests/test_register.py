@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,17 +188,9 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> 
 class Elsewhere(PairRepresenter):
     """In smaller voxels the moving scan lies elsewhere, or its descriptors say so."""
 
-    def finer(
-        self,
-        fixed: sitk.Image,
-        moving: sitk.Image,
-        working: tuple[Grid, Grid],
-        spacing_mm: float,
-        places_mm: tuple[Values, Values],
-        held: int = 0,
-    ) -> tuple[Representation, Representation]:
+    def finer(self, *settings: Any) -> tuple[Representation, Representation]:
         """With an origin that is 9 mm off."""
-        first, second = super().finer(fixed, moving, working, spacing_mm, places_mm, held)
+        first, second = super().finer(*settings)
         x, y, z = second.grid.origin_mm
         return first, replace(second, grid=replace(second.grid, origin_mm=(x + 9.0, y, z)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dsir_metric.errors import ConfigError
@@ -296,9 +296,10 @@ class RegisterConfig:
     @property
     def refines(self) -> bool:
         """Whether there is a refine stage: after a deformable one it is for a lattice of ours that has no inverse."""
+        lattice = self.instance.metric == "dns" and self.instance.parametrisation == "bspline"
         ours = {
             "sitk": True,
-            "torch": self.instance == replace(self.instance, metric="dns", parametrisation="bspline", velocity=False),
+            "torch": lattice and not self.instance.velocity,
             "lapirn": self.lapirn.refine_iterations > 0,
         }
         return "refine" in self.stages and ("deformable" not in self.stages or ours.get(self.backend, False))

@@ -8,10 +8,11 @@ from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.pair import Level
 from dsir_metric.register.state import Points, State
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "scans_objection"]
 
 _LEAST_SCALE, _MOST_SCALE = 0.6, 1.6
 _LEAST_OVERLAP = 0.25
+_LEAST_TOLD = 0.98  # of normalised mutual information - 1
 
 
 class Guard:
@@ -64,3 +65,14 @@ class Guard:
 
     def _points(self, state: State) -> Points:
         return state.map(self._metric.points_mm)
+
+
+def scans_objection(level: Level, before: State, after: State) -> str | None:
+    """Why the scans of a level themselves, descriptors apart, want a step undone, or None; None without scans."""
+    information, points = level.information(), level.points_mm
+    if information is None:
+        return None
+    old, new = (-information.at_points(state.map(points))[0] for state in (before, after))
+    if new - 1 < _LEAST_TOLD * (old - 1):
+        return f"the scans tell less of each other (mutual information {old:.4f} before, {new:.4f} after)"
+    return None

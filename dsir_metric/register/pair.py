@@ -57,6 +57,12 @@ class Level:
         scans = None if self.scans is None else (_halved(self.scans[0]), _halved(self.scans[1]))
         return replace(self, fixed=fixed, moving=moving, fixed_mask=mask, scans=scans)
 
+    @property
+    def points_mm(self) -> NDArray[np.float64]:
+        """Points of the fixed mask, (n, 3), LPS mm."""
+        points: NDArray[np.float64] = self.fixed.grid.points_mm()[sitk.GetArrayViewFromImage(self.fixed_mask) != 0]
+        return points
+
     def metric(self, most_points: int | None = None, seed: int = 0) -> CosineMetric:
         """The metric of this level on its masked voxels, or on a random sample of about `most_points` of them."""
         inside = int(np.count_nonzero(sitk.GetArrayViewFromImage(self.fixed_mask)))

@@ -22,10 +22,10 @@ from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import RegisterConfig, Stage
 from dsir_metric.register.forecast import finer_bytes, levels_bytes, open_representer, turning_bytes, within_memory
-from dsir_metric.register.guard import Guard
+from dsir_metric.register.guard import Guard, scans_objection
 from dsir_metric.register.linear import affine_matrix
 from dsir_metric.register.pair import Level, pyramid
-from dsir_metric.register.problem import Array, Problem, askew_deg
+from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
@@ -42,7 +42,6 @@ _DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the ov
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
 _COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
-_LEAST_TOLD = 0.98  # of normalised mutual information - 1: what the refine stage has to leave
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
     "represent": 0.5, "centre": 0.01, "search": 0.08, "rigid": 0.02, "affine": 0.02, "deformable": 0.2, "refine": 0.17
@@ -140,32 +139,25 @@ def _register(
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
-    reports = []
-    may_turn = make is not None
+    reports: list[StageReport] = []
+    turner = make
     for name in stages:
-        turn = rotation(state.linear[:3, :3])
-        if make is not None and may_turn and name in _FOLLOW and askew_deg(problem, turn) > config.turn_deg:
+        if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
-                turned, needed = _turned(problem, Grid.of(fixed), moving, make, turn)
-                again.append(needed)
-                if turned is problem:
-                    warnings.append(_ASKEW.format(askew_deg(problem, turn)))
-                judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
-                if judge.score(state) > guard.score(state):
-                    problem, guard = turned, judge
-                else:
-                    may_turn = False  # it agrees better as it was, or memory forbids: the next stage need not try
-        asked = problem
-        if make is not None and name == "refine":
-            with clock.stage("represent"):
-                finer, more = _finer(problem, fixed, moving, make, state)
-            again += more
-            if finer is None:
-                warnings += [_COARSE.format(needed / 1e6) for needed in more]
-                continue
-            asked = replace(problem, levels=[finer])
-        state, report = _stage(name, asked, guard, state, clock)
-        reports.append(report)
+                problem, guard, needed = _along(problem, guard, state, fixed, moving, turner)
+            again += needed
+            left = askew_deg(problem, rotation(state.linear[:3, :3]))
+            if needed and left > config.turn_deg:
+                turner = None  # it agrees better as it was, or memory forbids: the next stage need not try
+                warnings += [_ASKEW.format(left)] if _exceed(config, needed) else []
+        if name == "refine" and make is not None:
+            state, report, needed = _refined(problem, guard, state, fixed, moving, make, clock)
+            again += needed
+            reports += report
+            warnings += [_COARSE.format(needed[0] / 1e6)] if _exceed(config, needed) else []
+        else:
+            state, only = _stage(name, problem, guard, state, clock)
+            reports.append(only)
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
@@ -264,62 +256,65 @@ def _prepare(
     return Problem(levels, _body(moving, moving_mask, pair[1].grid, "moving"), middle(mask), config)
 
 
-def _turned(
-    problem: Problem, fixed: Grid, moving: sitk.Image, make: PairRepresenter, turn: Array
-) -> tuple[Problem, int]:
-    """The problem with the moving side along turned axes, if memory allows, and the bytes that this takes.
+def _exceed(config: RegisterConfig, needed: list[int]) -> bool:
+    """Whether something needed more bytes than there are."""
+    return config.memory_bytes is not None and max(needed, default=0) > config.memory_bytes
 
-    The fixed side and the masks stay.
+
+def _along(
+    problem: Problem, guard: Guard, state: State, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter
+) -> tuple[Problem, Guard, list[int]]:
+    """The problem with the moving side along axes turned as it lies, and its guard, if it agrees better so.
+
+    Not where it lies straight enough, nor where memory forbids; and the bytes that it takes, if it was to be done. The
+    fixed side and the masks stay.
     """
-    finest, config, grid = problem.levels[-1], problem.config, Grid.of(moving)
+    config, turn = problem.config, rotation(state.linear[:3, :3])
+    if askew_deg(problem, turn) <= config.turn_deg:
+        return problem, guard, []
+    finest, grid = problem.levels[-1], Grid.of(moving)
     working = (finest.fixed.grid, finest.moving.grid)
-    turned = turned_grid(grid, working[0], turn)
-    needed = turning_bytes(fixed, grid, working, turned, make.representer, shared=make.shared)
-    if config.memory_bytes is not None and needed > config.memory_bytes:
-        return problem, needed
+    needed = turning_bytes(
+        Grid.of(fixed), grid, working, turned_grid(grid, working[0], turn), make.representer, shared=make.shared
+    )
+    if _exceed(config, [needed]):
+        return problem, guard, [needed]
     along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
     scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
-    return replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans))), needed
+    turned = replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
+    judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
+    return (turned, judge, [needed]) if judge.score(state) > guard.score(state) else (problem, guard, [needed])
 
 
-def _finer(
-    problem: Problem, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter, state: State
-) -> tuple[Level | None, list[int]]:
-    """The finest level in smaller voxels, if they are worth while and memory allows, and the bytes that this takes."""
+def _refined(
+    problem: Problem,
+    guard: Guard,
+    state: State,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    make: PairRepresenter,
+    clock: _Clock,
+) -> tuple[State, list[StageReport], list[int]]:
+    """The refine stage and the bytes that it takes; none where smaller voxels are not worth while or memory forbids."""
     finest, config = problem.levels[-1], problem.config
     working = (finest.fixed.grid, finest.moving.grid)
     if askew_deg(problem, np.eye(3)) > 0:  # along turned axes: now it is known how far
         working = (working[0], turned_grid(Grid.of(moving), working[0], rotation(state.linear[:3, :3])))
     spacing = finer_spacing(working, config.refine.voxels)
     if spacing is None:
-        return None, []
+        return state, [], []
     needed = finer_bytes(Grid.of(fixed), Grid.of(moving), working, spacing, make.representer, shared=make.shared)
-    if config.memory_bytes is not None and needed > config.memory_bytes:
-        return None, [needed]
-    points = _masked(finest)
-    places = state.map(points)
-    places = places if finest.after is None else point_map(finest.after).map(places)
-    held = levels_bytes(working, finest.fixed.channels)
-    first, second = make.finer(fixed, moving, working, spacing, (points, places), held)
-    scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
-    return replace(finest, fixed=first, moving=second, scans=scans), [needed]
-
-
-def _masked(level: Level) -> Array:
-    """Points of the fixed mask, (n, 3), LPS mm."""
-    points: Array = level.fixed.grid.points_mm()[sitk.GetArrayViewFromImage(level.fixed_mask) != 0]
-    return points
-
-
-def _tells_less(level: Level, before: State, after: State) -> str | None:
-    """Why a step must be undone after which the scans tell less of each other, or None; descriptors play no part."""
-    information, points = level.information(), _masked(level)
-    if information is None:
-        return None
-    old, new = (-information.at_points(state.map(points))[0] for state in (before, after))
-    if new - 1 < _LEAST_TOLD * (old - 1):
-        return f"the scans tell less of each other (mutual information {old:.4f} before, {new:.4f} after)"
-    return None
+    if _exceed(config, [needed]):
+        return state, [], [needed]
+    with clock.stage("represent"):
+        places = state.map(finest.points_mm)
+        places = places if finest.after is None else point_map(finest.after).map(places)
+        held = levels_bytes(working, finest.fixed.channels)
+        first, second = make.finer(fixed, moving, working, spacing, (finest.points_mm, places), held)
+        scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
+        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
+    state, report = _stage("refine", finer, guard, state, clock)
+    return state, [report], [needed]
 
 
 def _scans(
@@ -346,7 +341,7 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
         same_metric = name != "refine" and (name != "deformable" or problem.config.instance.metric == "dns")
         objection = None if found is state else guard.objection(state, found, must_improve=same_metric)
         if name == "refine" and objection is None:
-            objection = _tells_less(problem.levels[-1], state, found)
+            objection = scans_objection(problem.levels[-1], state, found)
     scores = guard.score(state), guard.score(found)
     remark = remark if objection is None else f"undone: {objection}"
     outcome = StageReport(name, objection is None, remark, *scores, clock.seconds[name], tuple(trace))
