@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,7 +15,7 @@ from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.io import Boxes, FileArray, reserve
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.plan import Plan, make_plan
-from dsir_metric.represent.tiling import Box, Shape
+from dsir_metric.represent.tiling import Box, Shape, Tile, cropped
 
 __all__ = ["TiledNetwork"]
 
@@ -87,7 +87,7 @@ class TiledNetwork:
             for tile in plan.image_tiles:
                 features[:, *tile.core] = self.network.features(scaled[tile.source])[:, *tile.inner]
             if crop is None:
-                self._describe(features, plan, out)
+                self._describe(features, plan.feature_tiles, out)
             else:
                 self._describe_crop(features, crop, held, out)
 
@@ -115,9 +115,9 @@ class TiledNetwork:
         halves = middle - start, time.perf_counter() - middle
         return sum(cost * read / image.size for plan in plans for cost, read in zip(halves, plan.work, strict=True))
 
-    def _describe(self, features: NDArray[np.float32] | FileArray, plan: Plan, out: Boxes) -> None:
-        """Descriptors of a whole feature map (features, z, y, x), written into `out` (z, y, x, channels)."""
-        for tile in plan.feature_tiles:
+    def _describe(self, features: NDArray[np.float32] | FileArray, pieces: Iterable[Tile], out: Boxes) -> None:
+        """Descriptors of a feature map (features, z, y, x), those in the cores of tiles, into `out`."""
+        for tile in pieces:
             piece = self.network.descriptors(features[:, *tile.source])
             if not np.isfinite(np.vdot(piece, piece)):  # of the whole: a part would be copied for it
                 raise self.diverged()
@@ -125,15 +125,14 @@ class TiledNetwork:
             del piece  # not beside the next one
 
     def _describe_crop(self, features: NDArray[np.float32] | FileArray, crop: Box, held: int, out: Boxes) -> None:
+        """Descriptors of a crop of a feature map, by tiles of the crop and of what the head sees around it."""
         halo = self.card.head_halo
         near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
         around = np.ascontiguousarray(features[:, *near])
         z, y, x = around.shape[1:]
-        values = np.empty((z, y, x, self.card.channels), np.float32)
-        self._describe(around, self.plan((z, y, x), held + values.nbytes), values)
-        z, y, x = (slice(0, s.stop - s.start) for s in crop)
-        inner = tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
-        out[z, y, x] = values[inner]
+        plan = self.plan((z, y, x), held + around.nbytes)
+        z, y, x = (slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
+        self._describe(around, cropped(plan.feature_tiles, (z, y, x)), out)
 
     @contextmanager
     def _feature_map(self, plan: Plan, shape: Shape, scratch: Path | None) -> Iterator[NDArray[np.float32] | FileArray]:
