@@ -12,12 +12,15 @@ from torch import Tensor
 
 from dsir_metric.config import from_dict, to_dict
 from dsir_metric.errors import ConfigError, DataError, ModelFileError
+from dsir_metric.io import atomic
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
 
 __all__ = [
     "check_resumable",
+    "keep_mixture",
     "load_network",
+    "mixture_of",
     "network_weights",
     "read_checkpoint",
     "read_content",
@@ -25,6 +28,7 @@ __all__ = [
 ]
 
 _PREFIX = "network."
+_MIXTURE = "mixture"  # of channels, see `calibration`
 
 
 def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
@@ -34,7 +38,7 @@ def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
     ----------
     path : path
         Lightning checkpoint. `hyper_parameters` holds "model", "recipe" and "data", `state_dict` the weights under
-        "network.".
+        "network.", "mixture" what `keep_mixture` was given.
 
     Raises
     ------
@@ -66,6 +70,28 @@ def read_content(path: str | Path, command: str) -> Any:
         raise ModelFileError(
             f"{path}: is no checkpoint, or a damaged one; give one of `dsir-metric {command}`"
         ) from error
+
+
+def mixture_of(content: Mapping[str, Any]) -> list[list[float]]:
+    """The mixture of channels, (channels, channels), in what a checkpoint holds; empty where no calibration ended it.
+
+    Numbers are those of single precision.
+    """
+    found: list[list[float]] = content.get(_MIXTURE, torch.empty(0)).float().tolist()
+    return found
+
+
+def keep_mixture(path: str | Path, mixture: Tensor) -> None:
+    """Put the mixture of channels that a run ends with into its checkpoint, beside the weights.
+
+    Raises
+    ------
+    DataError
+        If the checkpoint cannot be read or written.
+    """
+    content = read_content(path, "train")
+    with atomic(path) as temporary:
+        torch.save({**content, _MIXTURE: mixture}, temporary)
 
 
 def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from dsir_metric.config import load_toml, to_dict
 from dsir_metric.errors import ConfigError
 from dsir_metric.io import prepare_folder
-from dsir_metric_train.checkpoint import check_resumable
+from dsir_metric_train.calibration import calibration
+from dsir_metric_train.checkpoint import check_resumable, keep_mixture, mixture_of, read_checkpoint
 from dsir_metric_train.journal import Journal
 from dsir_metric_train.loader import Loader, Pair, ViewPairs
 from dsir_metric_train.loss import alignment_loss, contrastive_loss, descriptors_at
@@ -210,11 +211,20 @@ def train(
             machines=machines,
             share=share,
         )
+        if is_first() and settings.calibration:
+            _calibrate(checkpoint, ViewPairs(recipe, pairs.sources, settings.steps, settings.calibration))
     finally:
         pairs.close()
     if module.unusable and is_first():
         warnings.warn(_told(module.unusable), RuntimeWarning, stacklevel=2)
     return checkpoint
+
+
+def _calibrate(checkpoint: Path, pairs: ViewPairs) -> None:
+    """End a run, unless it has ended before: `calibration` on pairs of views that come after those of the steps."""
+    network, content = read_checkpoint(checkpoint)
+    if not mixture_of(content):
+        keep_mixture(checkpoint, calibration(network, (pairs.draw(k) for k in range(len(pairs)))))
 
 
 def _told(unusable: dict[str, str]) -> str:

@@ -112,6 +112,9 @@ class Optimisation:
         Transform the first view too; the paper leaves it as it is.
     alignment : float
         Weight of `alignment_loss` beside the contrastive loss; the paper has none.
+    calibration : int
+        Pairs of views, none of those before, that decide at the end how the channels are mixed for a close comparison
+        (`calibration`); 0 for not at all, as in the paper.
     precision : str
         "single", or "mixed": the two convolutions after the self-similarities, three quarters of the work, in
         bfloat16 on GPUs and on CPUs with AVX-512; others would be slower for it and stay in single precision. The
@@ -131,6 +134,7 @@ class Optimisation:
     symmetric: bool = False
     both_views: bool = False
     alignment: float = 0.0
+    calibration: int = 0
     precision: Literal["single", "mixed"] = "single"
     chunk: int = 100
     seed: int = 0
@@ -140,6 +144,8 @@ class Optimisation:
             raise ConfigError("steps, batch, points, chunk, learning_rate and temperature are positive")
         if not 0 <= self.alignment < np.inf:
             raise ConfigError(f"alignment is a weight, 0 for none; {self.alignment} came")
+        if self.calibration < 0:
+            raise ConfigError(f"calibration is a number of pairs of views, 0 for none; {self.calibration} came")
         if not 0 <= self.seed < 1 << 32:
             raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
 
