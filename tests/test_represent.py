@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -226,6 +227,23 @@ def test_representation_must_fit_its_grid() -> None:
         Representation(np.zeros((3, 4, 5, 24), np.float32), Grid((3, 4, 5)))
     with pytest.raises(ShapeError, match="several components"):
         Representation.from_sitk(sitk.Image([4, 4, 4], sitk.sitkFloat32))
+
+
+def test_mixed_channels_are_a_product_of_unit_length() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float32)
+    values[0, 0, 0] = 0
+    mixture = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
+    plain = Representation(values, Grid((5, 4, 3)), {"made": "here"}, mixture)
+    mixed = plain.mixed()
+    wanted = np.einsum("ij,zyxj->zyxi", mixture, values)
+    lengths = np.linalg.norm(wanted, axis=-1, keepdims=True)
+    assert mixed.values == pytest.approx(wanted / np.where(lengths > 0, lengths, 1), abs=1e-5)
+    assert (mixed.grid, dict(mixed.provenance), mixed.mixture) == (plain.grid, {"made": "here"}, None)
+    assert mixed.mixed() is mixed  # once is enough
+    for kept in (plain.unit(), plain.smoothed(2.0), plain.resampled(Grid((5, 4, 3)))):
+        assert kept.mixture is mixture
+    with pytest.raises(ShapeError, match=r"a mixture of 6 channels is square; \(6, 5\) came"):
+        replace(plain, mixture=mixture[:, :5])
 
 
 def test_smoothed_keeps_the_mean_and_follows_the_spacing() -> None:

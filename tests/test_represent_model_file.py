@@ -77,12 +77,21 @@ def test_model_without_a_card(model_file: Path, tmp_path: Path) -> None:
         ({"halo": "many"}, "damaged"),
         ({"data": "3"}, "damaged"),
         ({"channels": '"24"'}, "damaged"),
+        ({"mixture": "[[1.0, 0.0], [0.0, 1.0]]"}, r"damaged \(mixture has the shape \(2, 2\) for 24 channels\)"),
+        ({"mixture": json.dumps([[float("nan")] * 24] * 24)}, r"damaged \(mixture has entries that are no numbers\)"),
         ({"format": "99"}, "format 99"),
     ],
 )
 def test_unusable_card(model_file: Path, tmp_path: Path, change: dict[str, str], message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         load_card(altered(model_file, tmp_path / "odd.onnx", lambda card: card.update(change)))
+
+
+def test_a_card_may_lack_a_mixture(model_file: Path, tmp_path: Path) -> None:
+    """Models of before have none."""
+    card = load_card(altered(model_file, tmp_path / "before.onnx", lambda card: card.pop("mixture")))
+    assert card == load_card(model_file)
+    assert card.mixture == ()
 
 
 def other_graph(out: Path) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dsir_metric.errors import ModelFileError
 
@@ -58,6 +60,9 @@ class ModelCard:
         Descriptor, as torch made it, of the middle voxel of `probe_volume`.
     versions : mapping
         Versions of torch and onnx at export.
+    mixture : tuple of tuple of float
+        Matrix (channels, channels) that mixes descriptors for a close comparison, see `Representation.mixed`; empty for
+        a model that has none.
     """
 
     format: int
@@ -78,6 +83,7 @@ class ModelCard:
     parity: Mapping[str, Mapping[str, float]]
     reference: tuple[float, ...]
     versions: Mapping[str, str]
+    mixture: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -86,6 +92,10 @@ class ModelCard:
                 raise ValueError(f"{name} is {value!r}")
         if len(self.reference) != self.channels:
             raise ValueError(f"reference has {len(self.reference)} components for {self.channels} channels")
+        if self.mixture and np.shape(self.mixture) != (self.channels, self.channels):
+            raise ValueError(f"mixture has the shape {np.shape(self.mixture)} for {self.channels} channels")
+        if not np.isfinite(np.array(self.mixture, float)).all():
+            raise ValueError("mixture has entries that are no numbers")
 
     def to_metadata(self) -> dict[str, str]:
         """Text for every field, as ONNX keeps it."""
@@ -103,15 +113,16 @@ class ModelCard:
         found = metadata.get("format", str(FORMAT))
         if found != str(FORMAT):
             raise ModelFileError(f"{path}: the model has format {found}; this version reads {FORMAT}: export it again")
-        missing = [f.name for f in fields(cls) if f.name not in metadata]
+        missing = [f.name for f in fields(cls) if f.name not in metadata and f.default is MISSING]
         if missing:
             raise ModelFileError(
                 f"{path}: the model card lacks {', '.join(missing)}; make the file with `dsir-metric export`"
             )
         try:
-            values = {f.name: json.loads(metadata[f.name]) for f in fields(cls)}
+            values = {f.name: json.loads(metadata[f.name]) for f in fields(cls) if f.name in metadata}
             for name in ("data", "reference"):
                 values[name] = tuple(values[name])
+            values["mixture"] = tuple(map(tuple, values.get("mixture", ())))
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise ModelFileError(f"{path}: the model card is damaged ({error}); export the model again") from error

@@ -390,7 +390,8 @@ def _represent(
     if cache is None:
         return representer(resampled(image, grid), rule, held=held)
     key = cache.key(image, grid, representer.model_hash, rule)
-    return cache.get(key, grid, lambda: representer(resampled(image, grid), rule, held=held))
+    found = cache.get(key, grid, lambda: representer(resampled(image, grid), rule, held=held))
+    return replace(found, mixture=representer.mixture)
 
 
 def resampled_scan(image: sitk.Image, grid: Grid, intensity: str = "auto") -> Representation:

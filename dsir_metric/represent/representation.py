@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -28,16 +28,19 @@ class Representation:
         Where the voxels lie, LPS mm.
     provenance : mapping
         Model name and hash, intensity rule and whatever else made these values; strings and numbers only.
+    mixture : ndarray of float32, shape (channels, channels), optional
+        What the model says mixes the channels for a close comparison; see `mixed`. No file keeps it.
 
     Raises
     ------
     ShapeError
-        If `values` is not four-dimensional or does not fit `grid`.
+        If `values` is not four-dimensional or does not fit `grid`, or `mixture` does not fit its channels.
     """
 
     values: NDArray[np.float32]
     grid: Grid
     provenance: Mapping[str, object] = field(default_factory=dict)
+    mixture: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 4 or self.values.shape[:3] != self.grid.shape:
@@ -45,6 +48,8 @@ class Representation:
                 f"a representation on a grid of shape {self.grid.shape} (z, y, x) needs values (z, y, x, channels); "
                 f"{self.values.shape} came"
             )
+        if self.mixture is not None and self.mixture.shape != (self.channels, self.channels):
+            raise ShapeError(f"a mixture of {self.channels} channels is square; {self.mixture.shape} came")
 
     @property
     def channels(self) -> int:
@@ -88,12 +93,26 @@ class Representation:
         for axis, sigma in enumerate(sigma_vox):
             if sigma >= 0.1:
                 out = ndimage.gaussian_filter1d(out, sigma, axis=axis, mode="nearest", truncate=3.0)
-        return Representation(np.ascontiguousarray(out, np.float32), self.grid, self.provenance)
+        return replace(self, values=np.ascontiguousarray(out, np.float32))
 
     def unit(self) -> Representation:
         """The same directions, vectors of length 1; those that vanish stay as they are."""
         lengths = np.linalg.norm(self.values, axis=-1, keepdims=True)
-        return Representation(self.values / np.maximum(lengths, 1e-6), self.grid, self.provenance)
+        return replace(self, values=self.values / np.maximum(lengths, 1e-6))
+
+    def mixed(self) -> Representation:
+        """Each descriptor times `mixture`, of length 1 again; these as they are, where there is none.
+
+        A model's own makes its descriptors fit for scans that are nearly aligned: directions that change from voxel to
+        voxel count more, those in which tissues far from each other differ count less.
+        """
+        if self.mixture is None:
+            return self
+        out = np.empty_like(self.values)
+        for plane, values in zip(out, self.values, strict=True):  # no second copy of it all
+            np.matmul(values, self.mixture.T, out=plane)
+            plane /= np.maximum(np.linalg.norm(plane, axis=-1, keepdims=True), 1e-12)
+        return replace(self, values=out, mixture=None)
 
     def resampled(self, grid: Grid, transform: sitk.Transform | None = None, *, extend: bool = False) -> Representation:
         """Trilinear values on another grid, whose vectors are no longer of unit length.
@@ -112,4 +131,4 @@ class Representation:
         resample.SetInterpolator(sitk.sitkLinear)
         resample.SetUseNearestNeighborExtrapolator(extend)
         values = sitk.GetArrayFromImage(resample.Execute(self.to_sitk())).reshape(*grid.shape, self.channels)
-        return Representation(values, grid, self.provenance)
+        return replace(self, values=values, grid=grid)

@@ -111,6 +111,11 @@ class Representer:
         """SHA-256 of the weights."""
         return self.card.weights_hash
 
+    @property
+    def mixture(self) -> NDArray[np.float32] | None:
+        """What mixes the channels for a close comparison, see `Representation.mixed`; None where the model has none."""
+        return np.array(self.card.mixture, np.float32) if self.card.mixture else None
+
     def __call__(
         self, image: sitk.Image, intensity: str | IntensityRule = "auto", *, held: int = 0, crop: Box | None = None
     ) -> Representation:
@@ -148,7 +153,7 @@ class Representer:
         values = np.empty((*part.shape, self.card.channels), np.float32)
         inside = None if crop is None else canonical_box(crop, grid)
         self._describe(scaled, grid, canonical_view(values, part), inside, held=held + scaled.nbytes)
-        return Representation(values, part, self.provenance(rule))
+        return Representation(values, part, self.provenance(rule), self.mixture)
 
     def write(self, prepared: tuple[NDArray[np.float32], Grid, IntensityRule], path: str | Path) -> None:
         """Write the representation of a scan into a file, piece by piece: no more of it is ever in memory.

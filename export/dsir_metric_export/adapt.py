@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from dsir_metric_train.checkpoint import check_resumable, read_checkpoint
+from dsir_metric_train.checkpoint import check_resumable, mixture_of, read_checkpoint
 from dsir_metric_train.loop import CHECKPOINT, train
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import DataSource, Optimisation, Recipe
@@ -207,9 +207,11 @@ def _recipe(card: ModelCard, files: Sequence[Path], steps: int, crop: int | None
     """As the model was trained, but gently: on these scans, and on shapes and bodies so that it does not forget."""
     made_with, patterns = card.recipe, tuple(glob.escape(f.as_posix()) for f in files)
     placement = from_dict(Placement, made_with.get("placement", {}))
+    before = from_dict(Optimisation, made_with.get("optimisation", {}))
     optimisation = replace(
-        from_dict(Optimisation, made_with.get("optimisation", {})),
+        before,
         steps=steps,
+        calibration=min(before.calibration, steps),
         batch=1,
         learning_rate=RATE,
         decay=True,
@@ -272,4 +274,5 @@ def _export(
     data = [dict(entry) for entry in card.data]
     shown = to_dict(recipe)
     shown["sources"][0]["files"] = [entry["file"] for entry in used if entry["source"] == YOURS]
-    export_network(network, file, name=name, recipe=shown, data=data + [e for e in used if e not in data])
+    data += [entry for entry in used if entry not in data]
+    export_network(network, file, name=name, recipe=shown, data=data, mixture=mixture_of(content))

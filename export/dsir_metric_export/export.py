@@ -6,14 +6,14 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from dsir_metric_train.checkpoint import read_checkpoint
+from dsir_metric_train.checkpoint import mixture_of, read_checkpoint
 from dsir_metric_train.model import MasrNet
 
 from dsir_metric.errors import DataError, ModelFileError
@@ -55,7 +55,8 @@ def export_model(checkpoint: Path, out: Path, name: str | None = None) -> ModelC
     """
     network, content = read_checkpoint(checkpoint)
     settings = content["hyper_parameters"]
-    return export_network(network, out, name=name, recipe=settings["recipe"], data=settings["data"])
+    mixture = mixture_of(content)
+    return export_network(network, out, name=name, recipe=settings["recipe"], data=settings["data"], mixture=mixture)
 
 
 def export_network(
@@ -65,6 +66,7 @@ def export_network(
     name: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     data: Iterable[Mapping[str, Any]] = (),
+    mixture: Sequence[Sequence[float]] = (),
 ) -> ModelCard:
     """Write a network as a model file; see `export_model`."""
     out = Path(out)
@@ -73,7 +75,7 @@ def export_network(
     temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
     try:
         save(model, temporary)
-        metadata = _card(halves, name or out.stem, recipe or {}, data, temporary).to_metadata()
+        metadata = _card(halves, name or out.stem, recipe or {}, data, mixture, temporary).to_metadata()
         onnx.helper.set_model_props(model, metadata)
         save(model, temporary)
         os.replace(temporary, out)
@@ -159,6 +161,7 @@ def _card(
     name: str,
     recipe: Mapping[str, Any],
     data: Iterable[Mapping[str, Any]],
+    mixture: Sequence[Sequence[float]],
     file: Path,
 ) -> ModelCard:
     """Card of a network that lies, without a card, in `file`."""
@@ -184,6 +187,7 @@ def _card(
         parity=measure_parity(halves, file),
         reference=reference(network),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__},
+        mixture=tuple(map(tuple, mixture)),
     )
 
 
