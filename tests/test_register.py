@@ -17,6 +17,7 @@ from dsir_metric.geometry import DisplacementField, Grid, rotation
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import (
     STAGES,
+    DeformableConfig,
     InstanceConfig,
     LapirnConfig,
     Progress,
@@ -27,6 +28,8 @@ from dsir_metric.register import (
     pipeline,
     register,
 )
+from dsir_metric.register import stages as stages_module
+from dsir_metric.register.pair import Level
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
 
@@ -336,9 +339,80 @@ def test_representations_made_before(pair: PhantomPair) -> None:
     made = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
     came = register(pair.fixed, pair.moving, replace(RIGID, model="is never opened"), representations=made)
     assert apart_mm(came.transform, register(pair.fixed, pair.moving, RIGID).transform, Grid.of(pair.fixed)) == 0.0
-    narrow = replace(made[1], values=made[1].values[..., :12])
+    narrow = replace(made[1], values=made[1].values[..., :12], mixture=None)
     with pytest.raises(ShapeError, match="fixed has 24 channels and moving 12"):
         register(pair.fixed, pair.moving, RIGID, representations=(made[0], narrow))
+
+
+def with_mixture(
+    pair: tuple[Representation, Representation], mixture: Values | None
+) -> tuple[Representation, Representation]:
+    first, second = (replace(side, mixture=None if mixture is None else np.float32(mixture)) for side in pair)
+    return first, second
+
+
+def test_channels_are_mixed_where_scans_are_deformed_and_only_there(pair: PhantomPair) -> None:
+    """As if mixed representations had come, but for the linear stages."""
+    made = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
+    mixture = np.random.default_rng(0).normal(size=(24, 24))
+    stages = ("rigid", "deformable")
+    plain, came = (
+        register(pair.fixed, pair.moving, replace(CONFIG, stages=stages), representations=with_mixture(made, m))
+        for m in (None, mixture)
+    )
+    assert came.undone == plain.undone == ()
+    assert came.stages[0].cosine_after == plain.stages[0].cosine_after
+    assert apart_mm(came.transform, plain.transform, Grid.of(pair.fixed)) > 0.1
+    rigid = register(pair.fixed, pair.moving, RIGID, representations=with_mixture(made, None)).transform
+    first, second = (side.mixed() for side in with_mixture(made, mixture))
+    config = replace(CONFIG, stages=("deformable",))
+    before = register(pair.fixed, pair.moving, config, representations=(first, second), initial_transform=rigid)
+    assert apart_mm(came.transform, before.transform, Grid.of(pair.fixed)) < 1e-3
+    unmixed = replace(CONFIG, stages=stages, deformable=DeformableConfig(mixed=False))
+    left = register(pair.fixed, pair.moving, unmixed, representations=with_mixture(made, mixture))
+    assert apart_mm(left.transform, plain.transform, Grid.of(pair.fixed)) == 0.0
+
+
+def test_channels_are_mixed_in_smaller_voxels_too(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    fitted = stages_module.fit_freeform
+    monkeypatch.setattr(
+        stages_module, "fit_freeform", lambda levels, *rest: seen.append(levels) or fitted(levels, *rest)
+    )
+    register(pair.fixed, pair.moving, replace(CONFIG, stages=("refine",)))
+    [[level]] = seen
+    make = PairRepresenter(Representer(device="cpu", threads=1))
+    assert make.representer.mixture is not None
+    assert level.fixed.mixture is level.moving.mixture is None  # done
+    assert np.linalg.norm(level.moving.values, axis=-1) == pytest.approx(1.0, abs=1e-5)
+    _, plain = make.finer(
+        pair.fixed, pair.moving, (level.fixed.grid,) * 2, level.moving.grid.spacing_mm[0], (level.points_mm,) * 2
+    )
+    assert plain.grid == level.moving.grid
+    assert plain.mixed().values == pytest.approx(level.moving.values, abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_channels_are_left_as_they_are_unless_both_sides_know_how(pair: PhantomPair, side: int) -> None:
+    made = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
+    half = [replace(r, mixture=None) if k == side else r for k, r in enumerate(made)]
+    level = Level(half[0], half[1], pair.fixed_labels > 0)
+    assert level.mixed() is level
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RegisterConfig(), True),
+        (RegisterConfig(deformable=DeformableConfig(mixed=False)), False),
+        (RegisterConfig(backend="torch"), True),
+        (RegisterConfig(backend="torch", instance=InstanceConfig(metric="mind")), False),
+        (RegisterConfig(backend="lapirn"), False),
+        (RegisterConfig(backend="elastix"), False),
+    ],
+)
+def test_whose_channels_are_mixed(config: RegisterConfig, expected: bool) -> None:
+    assert config.mixes is expected
 
 
 def test_images_in_different_places(pair: PhantomPair) -> None:

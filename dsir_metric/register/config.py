@@ -75,6 +75,8 @@ class DeformableConfig:
         Weight of the mean squared Frobenius norm of the second derivatives of u (per mm^2), in mm^2.
     information : float
         Weight of the normalised mutual information of the scans against the mean cosine; 0 looks at the cosine alone.
+    mixed : bool
+        Whether the channels are mixed as the model says, for what is nearly aligned; see `Representation.mixed`.
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     """
@@ -84,6 +86,7 @@ class DeformableConfig:
     diffusion: float = 0.3
     bending_mm2: float = 60.0
     information: float = 0.5
+    mixed: bool = True
     smallest_jacobian: float = 0.05
 
     def __post_init__(self) -> None:
@@ -303,6 +306,12 @@ class RegisterConfig:
             "lapirn": self.lapirn.refine_iterations > 0,
         }
         return "refine" in self.stages and ("deformable" not in self.stages or ours.get(self.backend, False))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the deformable stage compares mixed channels; networks and engines are given them as they are."""
+        ours = self.backend == "sitk" or (self.backend == "torch" and self.instance.metric == "dns")
+        return ours and self.deformable.mixed
 
     @property
     def looks_at_scans(self) -> bool:

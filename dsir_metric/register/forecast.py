@@ -152,11 +152,12 @@ def finer_bytes(
     smaller = [grid.resampled(spacing_mm) for grid in working]
     held = levels_bytes(working, channels)
     first, second, third = (4 * channels * prod(grid.size) for grid in (*smaller, working[0]))
+    mixed = second if make.card.mixture else 0
     return beside + max(
         PROCESS_BYTES + held + 2 * first + third + _TURNED * prod(fixed.size),  # read at the working grid
         make.least_bytes(smaller[0], held + _working(smaller[0], make)),
         make.least_bytes(smaller[1], held + third + _working(smaller[1], make)),
-        PROCESS_BYTES + held + third + second + _TURNED * prod(moving.size) + _METRIC * prod(working[0].size),
+        PROCESS_BYTES + held + third + second + mixed + _TURNED * prod(moving.size) + _METRIC * prod(working[0].size),
     )
 
 
@@ -215,6 +216,7 @@ def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: flo
         _working(grids[0], representer) + first.feature_bytes + first.tile_bytes,
         held + _working(grids[1], representer) + second.feature_bytes + second.tile_bytes,
         levels_bytes(grids, representer.card.channels) + _METRIC * prod(grids[0].size),
+        2 * levels_bytes(grids, representer.card.channels) if representer.card.mixture else 0,
         _JACOBIAN * prod(fixed.size) + min(_SLAB_BYTES, _JACOBIAN_SLAB * prod(fixed.size)),
         _WRITTEN * prod(fixed.size),
     )

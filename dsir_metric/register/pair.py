@@ -57,6 +57,12 @@ class Level:
         scans = None if self.scans is None else (_halved(self.scans[0]), _halved(self.scans[1]))
         return replace(self, fixed=fixed, moving=moving, fixed_mask=mask, scans=scans)
 
+    def mixed(self) -> Level:
+        """For a close comparison: channels mixed, where both sides know how (`Representation.mixed`)."""
+        if self.fixed.mixture is None or self.moving.mixture is None:
+            return self
+        return replace(self, fixed=self.fixed.mixed(), moving=self.moving.mixed())
+
     @property
     def points_mm(self) -> NDArray[np.float64]:
         """Points of the fixed mask, (n, 3), LPS mm."""
@@ -132,7 +138,7 @@ def _halved(image: Representation) -> Representation:
     z, y, x, channels = image.values.shape
     values = np.empty((-(-z // 2), -(-y // 2), -(-x // 2), channels), np.float32)
     _average(np.ascontiguousarray(image.values, np.float32), values)
-    return Representation(values, image.grid.halved(), image.provenance)
+    return replace(image, values=values, grid=image.grid.halved())
 
 
 @parallel

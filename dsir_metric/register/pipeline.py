@@ -150,6 +150,9 @@ def _register(
             if needed and left > config.turn_deg:
                 turner = None  # it agrees better as it was, or memory forbids: the next stage need not try
                 warnings += [_ASKEW.format(left)] if _exceed(config, needed) else []
+        if name == "deformable" and config.mixes:
+            with clock.stage("represent"):
+                problem = problem.mixed()
         if name == "refine" and make is not None:
             state, report, needed = _refined(problem, guard, state, fixed, moving, make, clock)
             again += needed
@@ -312,7 +315,9 @@ def _refined(
         held = levels_bytes(working, finest.fixed.channels)
         first, second = make.finer(fixed, moving, working, spacing, (finest.points_mm, places), held)
         scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
-        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
+        level = replace(finest, fixed=first, moving=second, scans=scans)
+        finer = replace(problem, levels=[level.mixed() if config.deformable.mixed else level])
+        del first, second, level
     state, report = _stage("refine", finer, guard, state, clock)
     return state, [report], [needed]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsir_metric.geometry import angle_deg
 from dsir_metric.register.config import RegisterConfig
-from dsir_metric.register.pair import Level
+from dsir_metric.register.pair import Level, pyramid
 
 __all__ = ["Array", "Deform", "Deformation", "Problem", "Report", "askew_deg"]
 
@@ -38,6 +38,11 @@ class Problem:
     moving_body: sitk.Image
     pivot_mm: Array
     config: RegisterConfig
+
+    def mixed(self) -> Problem:
+        """The same scans for a close comparison: their channels mixed, where both know how (`Representation.mixed`)."""
+        finest = self.levels[-1].mixed()
+        return self if finest is self.levels[-1] else replace(self, levels=pyramid(finest))
 
     @property
     def linear_level(self) -> Level:
