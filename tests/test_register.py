@@ -30,6 +30,7 @@ from dsir_metric.register import (
 )
 from dsir_metric.register import stages as stages_module
 from dsir_metric.register.pair import Level
+from dsir_metric.register.presets import load_settings
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
 
@@ -171,6 +172,12 @@ def test_smaller_voxels_leave_less_error(phantom: PhantomPair, found: Registrati
     assert found.stages[-1].name == "refine"
     assert phantom.error_mm(found.transform) < 0.95 * phantom.error_mm(left.transform)
     assert len(found.details["again_bytes"]) == len(left.details["again_bytes"]) + 1
+
+
+def test_settings_for_one_patient_leave_less_error(phantom: PhantomPair, found: RegistrationResult) -> None:
+    config = replace(load_settings("same-patient"), device="cpu", threads=1)
+    came = register(phantom.fixed, phantom.moving, config)
+    assert phantom.error_mm(came.transform) < 0.98 * phantom.error_mm(found.transform)
 
 
 def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> None:

@@ -64,7 +64,11 @@ _SETTINGS: tuple[Decorator, ...] = (
     click.option("--channels", type=int, metavar="N", help="Of the engines elastix, ants, greedy: fewer are faster."),
     model_options,
     click.option("--seed", type=int, help="Of every random choice.  [default: 0]"),
-    click.option("--config", metavar="NAME|FILE", help="TOML file with finer settings, or `paper`; options go before."),
+    click.option(
+        "--config",
+        metavar="NAME|FILE",
+        help="TOML file with finer settings, or `same-patient`, `paper`; options go before.",
+    ),
 )
 
 

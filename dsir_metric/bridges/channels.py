@@ -144,4 +144,4 @@ def _kept(moments: list[tuple[Matrix, Matrix]], lost: Matrix) -> float:
 
 def _projected(image: Representation, basis: Matrix) -> Representation:
     values = np.ascontiguousarray(image.values @ basis.astype(np.float32))
-    return replace(image, values=values)
+    return replace(image, values=values, mixture=None)
