@@ -110,8 +110,9 @@ class Representation:
             return self
         out = np.empty_like(self.values)
         for plane, values in zip(out, self.values, strict=True):  # no second copy of it all
-            np.matmul(values, self.mixture.T, out=plane)
-            plane /= np.maximum(np.linalg.norm(plane, axis=-1, keepdims=True), 1e-12)
+            flat = plane.reshape(-1, self.channels)
+            np.matmul(values.reshape(flat.shape), self.mixture.T, out=flat)
+            flat /= np.maximum(np.sqrt(np.einsum("nc,nc->n", flat, flat)), 1e-12)[:, None]
         return replace(self, values=out, mixture=None)
 
     def resampled(self, grid: Grid, transform: sitk.Transform | None = None, *, extend: bool = False) -> Representation:
