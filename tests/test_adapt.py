@@ -259,7 +259,7 @@ def test_the_card_names_files_and_no_folders(
 ) -> None:
     card = load_card(model_file)
     recipe = adapt_module._recipe(card, [Path("more/f [1].mha")], 2, 16, 0)
-    content = {"hyper_parameters": {"data": recipe.manifest(scans)}}
+    content = {"hyper_parameters": {"data": recipe.manifest(scans)}, "mixture": torch.eye(24)}
     given: list[SimpleNamespace] = []
     monkeypatch.setattr(adapt_module, "export_network", lambda *_, **named: given.append(SimpleNamespace(**named)))
     adapt_module._export(network, content, recipe, card, tmp_path / "model.onnx", "mine")
@@ -268,6 +268,7 @@ def test_the_card_names_files_and_no_folders(
     assert given[0].recipe["sources"][0]["files"] == ["f [1].mha"]
     assert given[0].data[0] == dict(card.data[0])
     assert given[0].data[1] == {"file": "f [1].mha", "source": "yours", "licence": "yours"}
+    assert given[0].mixture == torch.eye(24).tolist()
     assert [entry["file"] for entry in given[0].data[2:]] == ["synthetic shapes", "synthetic bodies"]
 
 
@@ -278,6 +279,7 @@ def test_views_are_made_as_in_the_training_of_the_model() -> None:
         assert getattr(recipe, part) == from_dict(type(getattr(recipe, part)), card.recipe.get(part, {}))
     assert recipe.appearance != Appearance()
     assert recipe.optimisation.both_views
+    assert recipe.optimisation.calibration == 7  # no more than steps
     assert (recipe.optimisation.steps, recipe.optimisation.seed, recipe.optimisation.decay) == (7, 5, True)
     assert adapt_module._recipe(card, [Path("a.mha")], 7, 16, 5).placement == replace(recipe.placement, crop=16)
 

@@ -42,6 +42,7 @@ from dsir_metric.errors import ConfigError, DataError, ShapeError  # noqa: E402
 from dsir_metric.evaluate import overlay, read_outline  # noqa: E402
 from dsir_metric.geometry import Grid  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
+from dsir_metric.represent import load_card  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "train" / "recipes"
 PLAIN = Appearance(invert=0.0)
@@ -592,6 +593,8 @@ def test_checkpoint_becomes_a_model_that_names_its_data(
 
     content = torch.load(trained, weights_only=True)  # with the weights of a network that is exported already: quicker
     content["state_dict"] = {f"network.{name}": value for name, value in network.state_dict().items()}
+    mixture = torch.randn(24, 24, dtype=torch.float64)
+    content["mixture"] = mixture
     torch.save(content, tmp_path / "last.ckpt")
     monkeypatch.setattr(exporting, "_to_onnx", lambda _: onnx.load(model_file))
     card = exporting.export_model(tmp_path / "last.ckpt", tmp_path / "tiny.onnx")
@@ -600,6 +603,7 @@ def test_checkpoint_becomes_a_model_that_names_its_data(
         {"file": "synthetic shapes", "source": "random shapes", "licence": "Apache-2.0"},
     ]
     assert card.recipe["optimisation"]["steps"] == 6
+    assert load_card(tmp_path / "tiny.onnx").mixture == tuple(map(tuple, mixture.float().tolist()))
 
 
 def test_bad_images_are_named_before_training(data: Path, tmp_path: Path) -> None:
