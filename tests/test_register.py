@@ -31,6 +31,7 @@ from dsir_metric.register import (
 from dsir_metric.register import stages as stages_module
 from dsir_metric.register.pair import Level
 from dsir_metric.register.presets import load_settings
+from dsir_metric.register.problem import Problem
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
 
@@ -403,8 +404,9 @@ def test_channels_are_mixed_in_smaller_voxels_too(pair: PhantomPair, monkeypatch
 def test_channels_are_left_as_they_are_unless_both_sides_know_how(pair: PhantomPair, side: int) -> None:
     made = represent_pair(pair.fixed, pair.moving, Representer(device="cpu", threads=1))
     half = [replace(r, mixture=None) if k == side else r for k, r in enumerate(made)]
-    level = Level(half[0], half[1], pair.fixed_labels > 0)
-    assert level.mixed() is level
+    problem = Problem([Level(half[0], half[1], pair.fixed_labels > 0)], pair.moving_labels, np.zeros(3), CONFIG)
+    assert problem.mixed() is problem
+    assert len(problem.levels) == 1
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: flo
     """Bytes of the process at its peak; one thing after the other is held beside the scans."""
     grids = working_grids(fixed, moving, spacing_mm, shared=shared)
     first, second = _plans(grids, representer)
+    mixed = 4 * representer.card.channels * max(prod(grid.size) for grid in grids) if representer.card.mixture else 0
     kept = _HALF * representer.card.channels * prod(grids[1].size) if shared else 0
     scans = zip((fixed, moving), grids, strict=True)
     held, both = (4 * representer.card.channels * sum(prod(grid.size) for grid in some) for some in (grids[:1], grids))
@@ -216,7 +217,7 @@ def _needed(fixed: Grid, moving: Grid, representer: Representer, spacing_mm: flo
         _working(grids[0], representer) + first.feature_bytes + first.tile_bytes,
         held + _working(grids[1], representer) + second.feature_bytes + second.tile_bytes,
         levels_bytes(grids, representer.card.channels) + _METRIC * prod(grids[0].size),
-        2 * levels_bytes(grids, representer.card.channels) if representer.card.mixture else 0,
+        levels_bytes(grids, representer.card.channels) + mixed,
         _JACOBIAN * prod(fixed.size) + min(_SLAB_BYTES, _JACOBIAN_SLAB * prod(fixed.size)),
         _WRITTEN * prod(fixed.size),
     )

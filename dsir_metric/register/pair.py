@@ -57,12 +57,6 @@ class Level:
         scans = None if self.scans is None else (_halved(self.scans[0]), _halved(self.scans[1]))
         return replace(self, fixed=fixed, moving=moving, fixed_mask=mask, scans=scans)
 
-    def mixed(self) -> Level:
-        """For a close comparison: channels mixed, where both sides know how (`Representation.mixed`)."""
-        if self.fixed.mixture is None or self.moving.mixture is None:
-            return self
-        return replace(self, fixed=self.fixed.mixed(), moving=self.moving.mixed())
-
     @property
     def points_mm(self) -> NDArray[np.float64]:
         """Points of the fixed mask, (n, 3), LPS mm."""

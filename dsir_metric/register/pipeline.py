@@ -314,10 +314,11 @@ def _refined(
         places = places if finest.after is None else point_map(finest.after).map(places)
         held = levels_bytes(working, finest.fixed.channels)
         first, second = make.finer(fixed, moving, working, spacing, (finest.points_mm, places), held)
+        if config.deformable.mixed:
+            first = first.mixed()
+            second = second.mixed()  # not both in memory twice
         scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
-        level = replace(finest, fixed=first, moving=second, scans=scans)
-        finer = replace(problem, levels=[level.mixed() if config.deformable.mixed else level])
-        del first, second, level
+        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
     state, report = _stage("refine", finer, guard, state, clock)
     return state, [report], [needed]
 

@@ -40,9 +40,17 @@ class Problem:
     config: RegisterConfig
 
     def mixed(self) -> Problem:
-        """The same scans for a close comparison: their channels mixed, where both know how (`Representation.mixed`)."""
-        finest = self.levels[-1].mixed()
-        return self if finest is self.levels[-1] else replace(self, levels=pyramid(finest))
+        """For a close comparison: channels mixed, where both sides know how (`Representation.mixed`).
+
+        This one is left without its levels, so that no more than one side is in memory twice.
+        """
+        level = self.levels[-1]
+        if level.fixed.mixture is None or level.moving.mixture is None:
+            return self
+        self.levels.clear()
+        level = replace(level, fixed=level.fixed.mixed())
+        level = replace(level, moving=level.moving.mixed())
+        return replace(self, levels=pyramid(level))
 
     @property
     def linear_level(self) -> Level:
