@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from dsir_metric.errors import ConfigError, DataError, GeometryError, RegistrationError, ShapeError
 from dsir_metric.evaluate import dice
@@ -372,12 +373,11 @@ def test_channels_are_mixed_where_scans_are_deformed_and_only_there(pair: Phanto
     assert came.stages[0].cosine_after == plain.stages[0].cosine_after
     assert apart_mm(came.transform, plain.transform, Grid.of(pair.fixed)) > 0.1
     rigid = register(pair.fixed, pair.moving, RIGID, representations=with_mixture(made, None)).transform
-    first, second = (side.mixed() for side in with_mixture(made, mixture))
+    with threadpool_limits(1, user_api="blas"):  # as `register` does it, to the bit
+        first, second = (side.mixed() for side in with_mixture(made, mixture))
     config = replace(CONFIG, stages=("deformable",))
     before = register(pair.fixed, pair.moving, config, representations=(first, second), initial_transform=rigid)
-    assert (
-        apart_mm(came.transform, before.transform, Grid.of(pair.fixed)) < 0.05
-    )  # rounding differs with the threads of BLAS
+    assert apart_mm(came.transform, before.transform, Grid.of(pair.fixed)) < 1e-3
     unmixed = replace(CONFIG, stages=stages, deformable=DeformableConfig(mixed=False))
     left = register(pair.fixed, pair.moving, unmixed, representations=with_mixture(made, mixture))
     assert apart_mm(left.transform, plain.transform, Grid.of(pair.fixed)) == 0.0

@@ -283,13 +283,14 @@ def test_a_transform_that_is_not_linear_may_come_first(
 ) -> None:
     grid = represented[0].grid.padded(2)
     bulge = DisplacementField(np.full((*grid.shape, 3), (2.0, -1.0, 1.5)), grid).to_transform()
-    config = replace(DEFORMABLE, stages=("affine", "deformable"))
+    as_they_are = replace(DEFORMABLE.deformable, mixed=False)
+    config = replace(DEFORMABLE, stages=("affine", "deformable"), deformable=as_they_are)
     plain, compiled = (
         register(pair.fixed, pair.moving, c, initial_transform=bulge, representations=represented)
         for c in (config, replace(config, backend="sitk"))
     )
     assert not plain.undone
-    assert pair.error_mm(plain.transform) == pytest.approx(pair.error_mm(compiled.transform), rel=0.15)
+    assert pair.error_mm(plain.transform) == pytest.approx(pair.error_mm(compiled.transform), abs=0.25)
 
 
 def test_the_discrete_search_reaches_what_descent_does_not() -> None:
