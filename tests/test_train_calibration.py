@@ -16,29 +16,11 @@ from dsir_metric_train.checkpoint import load_network, mixture_of, read_checkpoi
 from dsir_metric_train.loader import Pair, ViewPairs  # noqa: E402
 from dsir_metric_train.loop import train  # noqa: E402
 from dsir_metric_train.model import MasrNet, ModelConfig  # noqa: E402
-from dsir_metric_train.recipe import Recipe  # noqa: E402
+from dsir_metric_train.recipe import DataSource, Optimisation, Recipe  # noqa: E402
+from dsir_metric_train.views import Placement  # noqa: E402
 
-from dsir_metric.config import from_dict, load_toml  # noqa: E402
+from dsir_metric.config import dump_toml, from_dict, load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError  # noqa: E402
-
-RECIPE = """
-[model]
-widths = [4, 8]
-features = 2
-[placement]
-crop = 16
-spacing_mm = [1.0, 2.0]
-relative_shift_vox = 2.0
-[optimisation]
-steps = {steps}
-chunk = 3
-points = 200
-learning_rate = 3e-3
-calibration = {calibration}
-seed = 4
-[[sources]]
-kind = "shapes"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +96,13 @@ def test_it_does_not_depend_on_how_the_channels_were_mixed_before(network: MasrN
     assert torch.allclose(*found, atol=1e-4)
 
 
-def test_descriptors_that_are_all_the_same_are_told(network: MasrNet, pairs: list[Pair]) -> None:
+@pytest.mark.parametrize(("weight", "bias"), [(0.0, 1.0), (0.0, 0.0), (float("nan"), 0.0)])
+def test_descriptors_with_nothing_to_tell_are_refused(
+    network: MasrNet, pairs: list[Pair], weight: float, bias: float
+) -> None:
     with torch.no_grad():
-        network.head[-1].weight.zero_()
+        network.head[-1].weight.fill_(weight)
+        network.head[-1].bias.fill_(bias)
     with pytest.raises(DataError, match="calibration: the descriptors of the views are all the same, or no numbers"):
         calibration(network, pairs)
 
@@ -127,7 +113,14 @@ Ended = tuple[dict[str, torch.Tensor], list[list[float]]]
 def run(folder: Path, out: str, steps: int = 6, calibration: int = 4, *, resume: bool = False) -> Ended:
     """Weights and mixture that a run ends with."""
     path = folder / f"{out}.toml"
-    path.write_text(RECIPE.format(steps=steps, calibration=calibration))
+    settings = Optimisation(steps=steps, chunk=3, points=200, learning_rate=3e-3, calibration=calibration, seed=4)
+    plan = Recipe(
+        (DataSource("shapes"),),
+        model=ModelConfig(widths=(4, 8), features=2),
+        placement=Placement(crop=16, relative_shift_vox=2.0),
+        optimisation=settings,
+    )
+    path.write_text(dump_toml(plan))
     network, content = read_checkpoint(train(path, folder / out, workers=0, progress=False, resume=resume))
     return dict(network.state_dict()), mixture_of(content)
 

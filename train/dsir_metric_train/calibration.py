@@ -11,7 +11,7 @@ from dsir_metric.errors import DataError
 from dsir_metric_train.loader import Pair
 from dsir_metric_train.model import MasrNet
 
-__all__ = ["calibration"]
+__all__ = ["calibration", "mixture_for"]
 
 _FLOOR = 1e-3  # of the largest variance: a direction with less of it is not blown up further
 
@@ -50,13 +50,28 @@ def calibration(network: MasrNet, pairs: Iterable[Pair]) -> Tensor:
             here, next_to = _neighbours(volume, places.round().long())
             count, total = count + len(here), total + here.sum(dim=0)
             square, change = square + here.T @ here, change + next_to.T @ next_to
-    mean = total / max(count, 1)
-    whitening = _power(square / max(count, 1) - torch.outer(mean, mean), -0.5)
-    mixture = _power(whitening @ change @ whitening, 0.5) @ whitening
-    largest: Tensor = torch.linalg.matrix_norm(mixture, 2)
-    if not (torch.isfinite(largest) and largest > 0):
+    if not 0 < change.trace() < torch.inf:
         raise DataError("calibration: the descriptors of the views are all the same, or no numbers; train longer")
-    return mixture / largest
+    mean = total / count
+    return mixture_for(square / count - torch.outer(mean, mean), change)
+
+
+def mixture_for(spread: Tensor, change: Tensor) -> Tensor:
+    """The mixture of `calibration` for a covariance C and a G, each up to a factor, that are not all zero.
+
+    Parameters
+    ----------
+    spread, change : Tensor of float64, shape (channels, channels)
+
+    Returns
+    -------
+    Tensor of float64, shape (channels, channels)
+        The largest singular value is 1.
+    """
+    whitening = _power(spread, -0.5)
+    mixture = _power(whitening @ change @ whitening, 0.5) @ whitening
+    unit: Tensor = mixture / torch.linalg.matrix_norm(mixture, 2)
+    return unit
 
 
 def _neighbours(volume: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
