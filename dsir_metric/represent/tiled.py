@@ -89,7 +89,7 @@ class TiledNetwork:
             if crop is None:
                 self._describe(features, plan.feature_tiles, out)
             else:
-                self._describe_crop(features, crop, held, out)
+                self._describe_crop(features, crop, held + plan.feature_bytes, out)
 
     def plan(self, shape: Shape, held: int | None = None, *, streamed: bool = False) -> Plan:
         """Tiles of a volume (z, y, x); see `make_plan`. Without `held`, it and its descriptors are all there is."""
@@ -130,7 +130,7 @@ class TiledNetwork:
         near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
         around = np.ascontiguousarray(features[:, *near])
         z, y, x = around.shape[1:]
-        plan = self.plan((z, y, x), held + around.nbytes)
+        plan = self.plan((z, y, x), held)
         z, y, x = (slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
         self._describe(around, cropped(plan.feature_tiles, (z, y, x)), out)
 
