@@ -164,19 +164,12 @@ def _register(
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
-    finest, cosine = problem.levels[-1], guard.score(state)
-    details: dict[str, object] = {
-        "mean_cosine": cosine,
-        "overlap": guard.overlap(state),
-        "turned_deg": askew_deg(problem, np.eye(3)),
-        "again_bytes": again,
-        "working_spacing_mm": finest.spacing_mm,
-        "fixed_representation": dict(finest.fixed.provenance),
-        "moving_representation": dict(finest.moving.provenance),
-    }
-    del problem, guard, finest  # the representations are not needed any more
+    cosine, details = guard.score(state), _told(problem, guard, state)
+    del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
     details |= {
+        "mean_cosine": cosine,
+        "again_bytes": again,
         "warnings": [*dict.fromkeys(warnings), *_warnings(cosine, jacobian["folded_percent"])],
         "jacobian": jacobian,
         "seconds": clock.seconds,
@@ -185,6 +178,18 @@ def _register(
     }
     clock.finish()
     return RegistrationResult(transform, Grid.of(fixed), tuple(reports), details, inverse)
+
+
+def _told(problem: Problem, guard: Guard, state: State) -> dict[str, object]:
+    """What the result says of the representations, and of how the scans lie in the end."""
+    finest = problem.levels[-1]
+    return {
+        "overlap": guard.overlap(state),
+        "turned_deg": askew_deg(problem, np.eye(3)),
+        "working_spacing_mm": finest.spacing_mm,
+        "fixed_representation": dict(finest.fixed.provenance),
+        "moving_representation": dict(finest.moving.provenance),
+    }
 
 
 class _Clock:

@@ -84,6 +84,13 @@ def mixture_of(content: Mapping[str, Any]) -> list[list[float]]:
 def keep_mixture(path: str | Path, mixture: Tensor) -> None:
     """Put the mixture of channels that a run ends with into its checkpoint, beside the weights.
 
+    Parameters
+    ----------
+    path : path
+        The checkpoint, written anew, whole or not at all.
+    mixture : Tensor of float64, shape (channels, channels)
+        See `dsir_metric_train.calibration.calibration`.
+
     Raises
     ------
     DataError
