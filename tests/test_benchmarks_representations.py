@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from representations import mind_centred, mind_ssc, patches, represent
 
 from dsir_metric.phantom import PhantomPair
+from dsir_metric.represent.foreground import foreground
 
 Floats = NDArray[np.float64]
 
@@ -80,6 +81,29 @@ def test_patches_know_no_brightness() -> None:
     expected = (block - block.mean()).ravel()
     np.testing.assert_allclose(found[2, 3, 4], expected / np.linalg.norm(expected), atol=1e-5)
     assert (patches(np.ones((4, 4, 4), np.float32)) == 0).all()
+
+
+def test_mixed_mind_has_no_mean_and_is_mixed_by_what_the_pair_says(pair: PhantomPair) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("lightning")
+    from dsir_metric_train.calibration import mixture_for
+
+    scans = pair.fixed, pair.moving
+    plain, mixed = (represent(name, *scans, spacing_mm=6.0) for name in ("mind", "mind-mixed"))
+    centred, bodies, steps = [], [], []
+    for scan, side in zip(scans, plain, strict=True):
+        inside = sitk.GetArrayFromImage(foreground(scan, side.grid, "scan")) != 0
+        centred.append(side.values - side.values[inside].mean(axis=0))
+        bodies.append(centred[-1][inside])
+        steps += [np.diff(side.values, axis=k)[np.delete(inside, -1, axis=k)] for k in range(3)]
+    spread, change = (np.cov(np.concatenate(rows).T, bias=True) for rows in (bodies, steps))
+    whole = np.concatenate(steps).mean(axis=0)
+    change += np.outer(whole, whole)  # differences have no mean to be taken away
+    mixture = mixture_for(torch.from_numpy(spread), torch.from_numpy(change)).numpy()
+    for side, values in zip(mixed, centred, strict=True):
+        wanted = values @ mixture.T
+        wanted /= np.linalg.norm(wanted, axis=-1, keepdims=True)
+        np.testing.assert_allclose(side.values, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mind", "mind-centred", "patch"])
