@@ -104,9 +104,7 @@ def _mixed(
     spread, change = np.zeros((2, pair[0].channels, pair[0].channels))
     means: list[NDArray[np.float64]] = []
     for scan, side in zip(scans, pair, strict=True):
-        inside = (
-            sitk.GetArrayFromImage(foreground(scan, side.grid, "scan")) != 0
-        )  # no view: it would outlive the image
+        inside = sitk.GetArrayFromImage(foreground(scan, side.grid, "scan")) != 0  # no view: it would outlive the image
         values = side.values[inside].astype(float)
         means.append(values.mean(axis=0))
         spread += (values - means[-1]).T @ (values - means[-1])
