@@ -240,6 +240,8 @@ def test_mixed_channels_are_a_product_of_unit_length() -> None:
     assert mixed.values == pytest.approx(wanted / np.where(lengths > 0, lengths, 1), abs=1e-5)
     assert (mixed.grid, dict(mixed.provenance), mixed.mixture) == (plain.grid, {"made": "here"}, None)
     assert mixed.mixed() is mixed  # once is enough
+    turned = replace(plain, values=np.ascontiguousarray(values.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0))
+    assert turned.mixed().values == pytest.approx(mixed.values, abs=1e-6)
     for kept in (plain.unit(), plain.smoothed(2.0), plain.resampled(Grid((5, 4, 3)))):
         assert kept.mixture is mixture
     with pytest.raises(ShapeError, match=r"a mixture of 6 channels is square; \(6, 5\) came"):

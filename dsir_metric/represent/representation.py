@@ -114,7 +114,7 @@ class Representation:
         """
         if self.mixture is None:
             return self
-        out = np.empty_like(self.values)
+        out = np.empty(self.values.shape, np.float32)
         for plane, values in zip(out, self.values, strict=True):  # no second copy of it all
             flat = plane.reshape(-1, self.channels)
             np.matmul(values.reshape(flat.shape), self.mixture.T, out=flat)
