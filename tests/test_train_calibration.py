@@ -110,10 +110,10 @@ def test_descriptors_with_nothing_to_tell_are_refused(
 Ended = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 
-def run(folder: Path, out: str, steps: int = 6, calibration: int = 4, *, resume: bool = False) -> Ended:
+def run(folder: Path, out: str, steps: int = 6, calibration: int = 4, *, batch: int = 1, resume: bool = False) -> Ended:
     """Weights and mixture that a run ends with."""
     path = folder / f"{out}.toml"
-    settings = Optimisation(steps=steps, chunk=3, points=200, learning_rate=3e-3, calibration=calibration, seed=4)
+    settings = Optimisation(steps, batch, 3e-3, chunk=3, points=200, calibration=calibration, seed=4)
     plan = Recipe(
         (DataSource("shapes"),),
         model=ModelConfig(widths=(4, 8), features=2),
@@ -129,8 +129,9 @@ def equal(one: Ended, other: Ended) -> bool:
     return one[1] == other[1] and all(torch.equal(value, other[0][name]) for name, value in one[0].items())
 
 
-def test_a_run_ends_with_it(tmp_path: Path) -> None:
-    calibrated, plain = run(tmp_path, "calibrated"), run(tmp_path, "plain", calibration=0)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_run_ends_with_it(tmp_path: Path, batch: int) -> None:
+    calibrated, plain = (run(tmp_path, n, calibration=c, batch=batch) for n, c in (("calibrated", 4), ("plain", 0)))
     assert equal((calibrated[0], []), plain)
     plan = load_toml(tmp_path / "calibrated.toml", Recipe)
     drawn = ViewPairs(plan, plan.open_sources(tmp_path), 6, 4)  # views that come after those of the steps

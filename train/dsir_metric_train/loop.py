@@ -224,7 +224,7 @@ def _calibrate(checkpoint: Path, pairs: ViewPairs) -> None:
     """End a run, unless it has ended before: `calibration` on pairs of views that come after those of the steps."""
     network, content = read_checkpoint(checkpoint)
     if not mixture_of(content):
-        keep_mixture(checkpoint, calibration(network, (pairs.draw(k) for k in range(len(pairs)))))
+        keep_mixture(checkpoint, calibration(network, (pairs.draw(k) for k in range(pairs.count))))
 
 
 def _told(unusable: dict[str, str]) -> str:
