@@ -78,7 +78,7 @@ def weights(place: Place, factor: float) -> DeformableConfig:
         float(f"{value * factor**k:.2g}")
         for value, k in zip((default.diffusion, default.bending_mm2), place, strict=True)
     )
-    return replace(default, diffusion=diffusion, bending_mm2=bending)
+    return replace(default, diffusion=diffusion, bending_mm2=bending, adaptive=False)
 
 
 def told(config: DeformableConfig) -> str:
@@ -101,7 +101,7 @@ def main() -> None:
         chosen = tune(judge, tasks, partial(represent, name, threads=options.threads), options.factor, options.threads)
         print(f"{name}: {told(chosen)}")
         known = json.loads(options.settings.read_text()) if options.settings.exists() else {}
-        table = {"deformable": {"diffusion": chosen.diffusion, "bending_mm2": chosen.bending_mm2}}
+        table = {"deformable": {k: getattr(chosen, k) for k in ("diffusion", "bending_mm2", "adaptive")}}
         write_json({**known, label(name): table}, options.settings)
 
 

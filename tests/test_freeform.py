@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.register.config import DeformableConfig
 from dsir_metric.register.deformable import unfold
 from dsir_metric.register.freeform import FreeForm
 
@@ -96,6 +97,34 @@ def test_a_shift_costs_nothing(freeform: FreeForm) -> None:
     value, slope = freeform.smoothness(np.full(freeform.shape, 5.0), 1.0, 1.0)
     assert value == pytest.approx(0.0, abs=1e-12)
     assert np.abs(slope).max() < 1e-12
+
+
+def penalty(freeform: FreeForm, coefficients: NDArray[np.float64], bending: float) -> float:
+    return freeform.smoothness(coefficients, 0.0, bending)[0]
+
+
+def test_weight_of_bending_follows_the_pair(freeform: FreeForm) -> None:
+    coefficients = random_coefficients(freeform, 1.0)
+    found = [freeform.adapted(size * coefficients, 60.0) for size in np.geomspace(1e-3, 1e3, 601)]
+    assert found == sorted(found, reverse=True)
+    assert (found[0], found[-1]) == (120.0, 30.0)  # twice and half, and no further
+    suits = int(np.argmin(np.abs(np.subtract(found, 60.0))))
+    size = np.geomspace(1e-3, 1e3, 601)[suits]
+    assert 30.0 < freeform.adapted(1.1 * size * coefficients, 60.0) < 55.0
+    assert freeform.adapted(0 * coefficients, 60.0) == 120.0
+    assert freeform.adapted(coefficients, 0.0) == 0.0
+
+
+def test_weight_of_bending_goes_half_of_the_way_on_a_log_scale(freeform: FreeForm) -> None:
+    """Where the energy falls with the square root of the weight, the next penalty is the one that suits."""
+    coefficients = random_coefficients(freeform, 1.0)
+    suits = DeformableConfig().bending_mm2
+    coefficients *= np.sqrt(0.0127 / penalty(freeform, coefficients, suits))
+    assert freeform.adapted(coefficients, suits) == pytest.approx(suits)
+    for stronger in (0.85, 1.15):
+        weight = freeform.adapted(np.sqrt(stronger) * coefficients, suits)
+        energy = penalty(freeform, np.sqrt(stronger) * coefficients, 1.0) * np.sqrt(suits / weight)
+        assert weight * energy == pytest.approx(0.0127)
 
 
 @pytest.mark.parametrize(("lattice_mm", "tolerance"), [(3.25, 1e-9), (2.6, 0.02)])

@@ -32,7 +32,7 @@ from dsir_metric.register import (
 from dsir_metric.register import stages as stages_module
 from dsir_metric.register.pair import Level
 from dsir_metric.register.presets import load_settings
-from dsir_metric.register.problem import Problem
+from dsir_metric.register.problem import Deformation, Problem
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
 
@@ -176,15 +176,21 @@ def test_smaller_voxels_leave_less_error(phantom: PhantomPair, found: Registrati
     assert len(found.details["again_bytes"]) == len(left.details["again_bytes"]) + 1
 
 
-def test_settings_for_one_patient_leave_less_error(phantom: PhantomPair, found: RegistrationResult) -> None:
+def test_a_heavier_weight_finds_smooth_deformations_better(phantom: PhantomPair, found: RegistrationResult) -> None:
     config = replace(load_settings("same-patient"), device="cpu", threads=1)
     came = register(phantom.fixed, phantom.moving, config)
-    assert phantom.error_mm(came.transform) < 0.98 * phantom.error_mm(found.transform)
+    assert came.details["bending_mm2"] == config.deformable.bending_mm2 == 120.0
+    assert found.details["bending_mm2"] > 100.0  # by itself, for the phantom is smooth
+    config = replace(config, deformable=DeformableConfig(adaptive=False))
+    left = register(phantom.fixed, phantom.moving, config)
+    assert left.details["bending_mm2"] == config.deformable.bending_mm2 == 60.0
+    for better in (came, found):
+        assert phantom.error_mm(better.transform) < 0.98 * phantom.error_mm(left.transform)
 
 
 def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> None:
     """Behind a transform that is not linear, and of another place in the world, the descriptors are the same ones."""
-    config = replace(CONFIG, stages=("deformable", "refine"))
+    config = replace(CONFIG, stages=("deformable", "refine"), deformable=DeformableConfig(adaptive=False))
     there = sitk.TranslationTransform(3, (40.0, -30.0, 20.0))
     field = DisplacementField.from_transform(there, Grid.of(pair.fixed).padded(9)).to_transform()
     away = sitk.Image(pair.moving)
@@ -381,6 +387,23 @@ def test_channels_are_mixed_where_scans_are_deformed_and_only_there(pair: Phanto
     unmixed = replace(CONFIG, stages=stages, deformable=DeformableConfig(mixed=False))
     left = register(pair.fixed, pair.moving, unmixed, representations=with_mixture(made, mixture))
     assert apart_mm(left.transform, plain.transform, Grid.of(pair.fixed)) == 0.0
+
+
+def test_smaller_voxels_are_looked_at_with_the_weight_that_the_pair_had(
+    pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    fitted = stages_module.fit_freeform
+
+    def watched(levels: list[Level], linear: Values, config: DeformableConfig, *rest: Any) -> Deformation:
+        weights.append(config.bending_mm2)
+        return fitted(levels, linear, config, *rest)
+
+    monkeypatch.setattr(stages_module, "fit_freeform", watched)
+    came = register(pair.fixed, pair.moving, replace(CONFIG, stages=("deformable", "refine")))
+    assert weights == [came.details["bending_mm2"]] != [CONFIG.deformable.bending_mm2]
+    register(pair.fixed, pair.moving, replace(CONFIG, stages=("refine",)))
+    assert weights[1] == CONFIG.deformable.bending_mm2
 
 
 def test_channels_are_mixed_in_smaller_voxels_too(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.guard import Guard
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit, parameter_scales
 from dsir_metric.register.pair import Level, pyramid
-from dsir_metric.register.problem import Problem
+from dsir_metric.register.problem import Deformation, Problem
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import RUN
 from dsir_metric.register.state import State, mapped
@@ -196,6 +197,34 @@ def test_smoothness_has_its_way() -> None:
         slope = np.gradient(DisplacementField.from_transform(found, GRID).values, axis=(0, 1, 2))
         lengths.append(float(np.square(slope).mean()))
     assert lengths[1] < 0.3 * lengths[0]
+
+
+def wavy(size_mm: float, length_mm: float) -> Level:
+    return level(lambda points: points + size_mm * np.sin(points[..., ::-1] / length_mm))
+
+
+def fitted(pair: Level, **settings: Any) -> Deformation:
+    config = DeformableConfig((24.0, 12.0), (25, 25), diffusion=0.01, bending_mm2=20.0)
+    return fit_freeform([pair], IDENTITY, replace(config, **settings), lambda *_: None)
+
+
+def test_the_last_lattice_is_stiff_where_the_one_before_bent_little_and_else_soft() -> None:
+    smooth, rough = fitted(wavy(4.0, 30.0)).bending_mm2, fitted(wavy(8.0, 14.0))
+    assert smooth == 40.0
+    assert rough.bending_mm2 is not None
+    assert 10.0 < rough.bending_mm2 < 13.0
+    before = fitted(wavy(8.0, 14.0), lattice_mm=(24.0,), iterations=(25,)).transform
+    config = DeformableConfig((12.0,), (25,), diffusion=0.01, bending_mm2=rough.bending_mm2)  # as if it had been given
+    start = DisplacementField.from_transform(before, GRID)
+    expected = fit_freeform([wavy(8.0, 14.0)], IDENTITY, config, lambda *_: None, start)
+    first, second = (DisplacementField.from_transform(d.transform, GRID).values for d in (rough, expected))
+    assert np.abs(first - second).mean() < 0.02
+
+
+@pytest.mark.parametrize("settings", [{"adaptive": False}, {"lattice_mm": (24.0,), "iterations": (25,)}])
+def test_weight_of_bending_stays_as_given(settings: dict[str, Any]) -> None:
+    """Where that is wanted, and where no lattice came before."""
+    assert fitted(wavy(8.0, 14.0), **settings).bending_mm2 == 20.0
 
 
 def test_deformation_of_noise_does_not_fold_and_says_so() -> None:

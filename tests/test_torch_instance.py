@@ -82,6 +82,7 @@ def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: boo
     found = optimise(volumes(pair), linear, deformable=config)
     apart = np.linalg.norm(places(found.transform) - places(compiled.transform), axis=-1)
     assert apart.mean() < 0.1 * GRID.spacing_mm[0]
+    assert found.bending_mm2 == pytest.approx(compiled.bending_mm2, rel=0.05) != config.bending_mm2
     assert error_mm(found.transform) < 1.2 < 4 < error_mm(sitk.Transform(3, sitk.sitkIdentity))
 
 

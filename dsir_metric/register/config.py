@@ -79,6 +79,9 @@ class DeformableConfig:
         Whether the channels are mixed as the model says, for what is nearly aligned; see `Representation.mixed`.
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
+    adaptive : bool
+        Whether the last level takes up to twice `bending_mm2` where the deformation has turned out smooth so far, as
+        between scans of one patient, and down to half of it where it has turned out rough, as between people.
     """
 
     lattice_mm: tuple[float, ...] = (48.0, 24.0, 12.0, 6.0)
@@ -88,6 +91,7 @@ class DeformableConfig:
     information: float = 0.5
     mixed: bool = True
     smallest_jacobian: float = 0.05
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         if len(self.lattice_mm) != len(self.iterations) or not self.lattice_mm:

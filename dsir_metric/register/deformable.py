@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -57,21 +58,23 @@ def fit_freeform(
     domain = finest.padded(1)  # the box of the working grid may be a fraction of a voxel smaller than the image's
     freeform = FreeForm(domain, config.lattice_mm[0])
     coefficients = np.zeros(freeform.shape) if start is None else freeform.approximate(start)
-    remarks = []
+    remarks, weighted = [], config
     count = len(config.lattice_mm)
     for k, lattice_mm in enumerate(config.lattice_mm):
         level = levels[max(0, len(levels) - count + k)]
         finer = FreeForm(domain, lattice_mm)
+        if config.adaptive and 0 < k == count - 1:
+            weighted = replace(config, bending_mm2=freeform.adapted(coefficients, config.bending_mm2))
         coarse, freeform = freeform.refine(coefficients, finer), finer
 
         def report(step: int, value: float, k: int = k) -> None:
             on_iteration((k + min(step / config.iterations[k], 1.0)) / count, value)
 
-        coefficients = _level(level, linear, freeform, coarse, config, config.iterations[k], report)
+        coefficients = _level(level, linear, freeform, coarse, weighted, config.iterations[k], report)
         coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
             remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
-    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks))
+    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), bending_mm2=weighted.bending_mm2)
 
 
 def _level(

@@ -14,6 +14,7 @@ from dsir_metric.geometry import DisplacementField, Grid
 __all__ = ["FreeForm"]
 
 Array = NDArray[np.float64]
+_BENDING_PENALTY = 0.0127  # of a pair that the weight of bending suits, in units of the cosine; chosen on tuning pairs
 
 
 def _cubic(t: Array, derivative: int) -> Array:
@@ -118,6 +119,16 @@ class FreeForm:
         for weight, grams in self.quadratic_terms(diffusion, bending_mm2):
             half += weight * self.evaluate(coefficients, grams)
         return float((half * coefficients).sum()), 2 * half
+
+    def adapted(self, coefficients: Array, bending_mm2: float) -> float:
+        """Weight of bending for a finer lattice, between half and twice that with which `coefficients` were found.
+
+        Were displacements drawn from the prior that a weight w stands for, w times the bending energy E would be the
+        same for every pair. It is not: where it is small, a heavier weight had done, where it is large, the pair asks
+        for a lighter one. As E falls about with the square root of w, w E is as it should be at w (b / (w E))^2.
+        """
+        penalty, _ = self.smoothness(coefficients, 0.0, bending_mm2)
+        return bending_mm2 * min(max((_BENDING_PENALTY / max(penalty, 1e-9)) ** 2, 0.5), 2.0)
 
     def refine(self, coefficients: Array, finer: FreeForm) -> Array:
         """Coefficients on a `finer` lattice over the same box with (nearly) the same displacement: least squares."""

@@ -12,7 +12,7 @@ from dsir_metric.register.backends import BACKENDS
 from dsir_metric.register.config import Stage
 from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.linear import affine_matrix, as_affine, as_rigid, fit
-from dsir_metric.register.problem import Problem, Report
+from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.search import centred, searched
 from dsir_metric.register.state import Points, State
 
@@ -46,19 +46,22 @@ def _affine(problem: Problem, state: State, report: Report) -> tuple[State, str]
 
 def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, str]:
     found = BACKENDS[problem.config.backend].deform(problem, state.linear, report)
-    return replace(state, displacement=found.transform, inverse=found.inverse), found.remark
+    return _with_displacement(state, found), found.remark
 
 
 def _refine(problem: Problem, state: State, report: Report) -> tuple[State, str]:
     config, grid = problem.config, problem.levels[-1].fixed.grid
     last = replace(
-        config.deformable, lattice_mm=config.deformable.lattice_mm[-1:], iterations=(config.refine.iterations,)
+        config.deformable,
+        lattice_mm=config.deformable.lattice_mm[-1:],
+        iterations=(config.refine.iterations,),
+        bending_mm2=state.bending_mm2 or config.deformable.bending_mm2,
     )
     start = None
     if state.displacement is not None:
         start = DisplacementField.from_transform(state.displacement, grid.padded(1))
     found = fit_freeform(problem.levels, state.linear, last, report, start)
-    return replace(state, displacement=found.transform, inverse=None), found.remark
+    return _with_displacement(state, found), found.remark
 
 
 def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: Report) -> State:
@@ -75,6 +78,10 @@ def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: R
         metric = level.metric(LINEAR_POINTS, problem.config.seed)
         transform = fit(metric, transform, _LINEAR_ITERATIONS, watch)
     return _with_linear(state, affine_matrix(transform))
+
+
+def _with_displacement(state: State, found: Deformation) -> State:
+    return replace(state, displacement=found.transform, inverse=found.inverse, bending_mm2=found.bending_mm2)
 
 
 def _with_linear(state: State, matrix: Points) -> State:

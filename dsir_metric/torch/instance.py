@@ -85,15 +85,17 @@ def _bspline(
     device, domain = finest.fixed.device, finest.fixed_grid.padded(1)
     freeform = FreeForm(domain, config.lattice_mm[0])
     coefficients = np.zeros(freeform.shape) if start is None else freeform.approximate(start)
-    weights, remarks, count = (config.diffusion, config.bending_mm2), [], len(config.lattice_mm)
-    flow = domain
+    bending, remarks, count = config.bending_mm2, [], len(config.lattice_mm)
+    adaptive, flow = config.adaptive and instance.metric == "dns", domain
     information = config.information if instance.metric == "dns" and finest.scans else 0.0
     for k, (volumes, lattice_mm) in enumerate(zip(_pyramid(finest, count), config.lattice_mm, strict=True)):
         finer = FreeForm(domain, lattice_mm)
+        if adaptive and 0 < k == count - 1:
+            bending = freeform.adapted(coefficients, bending)
         coefficients, freeform = freeform.refine(coefficients, finer), finer
         flow = _flow_grid(domain, volumes.fixed_grid, lattice_mm)
         points = _Points(volumes, linear, flow if instance.velocity else None)
-        field = BSplineField(freeform, points.grid, weights, device)
+        field = BSplineField(freeform, points.grid, (config.diffusion, bending), device)
         report = _level_report(on_iteration, k, count, config.iterations[k])
         loss = _Loss(points, field, instance, report, information)
         coefficients = _lbfgs(loss, coefficients, config.iterations[k], device)
@@ -101,9 +103,9 @@ def _bspline(
             coefficients, rounds = _unfolded(freeform, coefficients, finest.fixed_grid, config, device)
             remarks += [f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds"] if rounds else []
     if instance.velocity:
-        field = BSplineField(freeform, flow, weights, device)
+        field = BSplineField(freeform, flow, (0.0, 0.0), device)
         return _diffeomorphism(field.values(_tensor(coefficients, device)), flow)
-    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks))
+    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), bending_mm2=bending)
 
 
 def _dense(
