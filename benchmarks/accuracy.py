@@ -70,8 +70,12 @@ def read_pair(task: Path) -> tuple[sitk.Image, sitk.Image]:
 
 
 def settings(name: str, file: Path | None = None, assignments: Iterable[str] = (), threads: int = 1) -> RegisterConfig:
-    """Settings of a representation: the cosine alone, then its table in the file, then the assignments `a.b=value`."""
-    tree: Record = {"threads": threads, "deformable": {"information": 0.0}}
+    """Settings of a representation: its table in the file, then the assignments `a.b=value`, in place of the defaults.
+
+    Those are the cosine alone and fixed weights of smoothness: what these should be follows from the pair by a rule
+    that was made for one representation.
+    """
+    tree: Record = {"threads": threads, "deformable": {"information": 0.0, "adaptive": False}}
     if file is not None:
         for key, value in json.loads(file.read_text()).get(name, {}).items():
             tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value

@@ -101,7 +101,7 @@ def main() -> None:
         chosen = tune(judge, tasks, partial(represent, name, threads=options.threads), options.factor, options.threads)
         print(f"{name}: {told(chosen)}")
         known = json.loads(options.settings.read_text()) if options.settings.exists() else {}
-        table = {"deformable": {k: getattr(chosen, k) for k in ("diffusion", "bending_mm2", "adaptive")}}
+        table = {"deformable": {"diffusion": chosen.diffusion, "bending_mm2": chosen.bending_mm2}}
         write_json({**known, label(name): table}, options.settings)
 
 
