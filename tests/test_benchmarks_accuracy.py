@@ -65,7 +65,9 @@ def test_settings_come_from_the_file_then_from_assignments(tmp_path: Path) -> No
     chosen = settings("mind", file, ["deformable.bending_mm2=7", 'stages=["rigid"]', "fixed_intensity=ct"])
     assert (chosen.deformable.diffusion, chosen.deformable.bending_mm2) == (0.1, 7.0)
     assert (chosen.stages, chosen.fixed_intensity) == (("rigid",), "ct")
-    assert settings("default", file) == RegisterConfig(threads=1, deformable=DeformableConfig(information=0.0, adaptive=False))
+    assert settings("default", file) == RegisterConfig(
+        threads=1, deformable=DeformableConfig(information=0.0, adaptive=False)
+    )
     with pytest.raises(ConfigError, match="did you mean deformable"):
         settings("mind", file, ["deformabel.diffusion=1"])
 

@@ -18,9 +18,10 @@ from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
-__all__ = ["deform", "fit_freeform", "unfold"]
+__all__ = ["SOLVER", "deform", "fit_freeform", "unfold"]
 
 Array = NDArray[np.float64]
+SOLVER = {"ftol": 2e-6, "gtol": 0.0, "maxcor": 8}  # of L-BFGS-B
 
 
 def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
@@ -116,8 +117,14 @@ def _level(
         steps += 1
         report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
 
-    options = {"maxiter": iterations, "ftol": 1e-5, "gtol": 0.0, "maxcor": 8}
-    best = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    best = minimize(
+        loss,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options=SOLVER | {"maxiter": iterations},
+        callback=callback,
+    )
     return np.asarray(best.x).reshape(freeform.shape)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from dsir_metric.errors import DataError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig, InstanceConfig
-from dsir_metric.register.deformable import unfold
+from dsir_metric.register.deformable import SOLVER, unfold
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import may_halve
 from dsir_metric.register.problem import Deformation
@@ -224,8 +224,14 @@ def _lbfgs(loss: _Loss, start: Array, iterations: int, device: torch.device) -> 
         steps += 1
         loss.report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
 
-    options = {"maxiter": iterations, "ftol": 1e-5, "gtol": 0.0, "maxcor": 8}
-    best = minimize(value_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    best = minimize(
+        value_and_gradient,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options=SOLVER | {"maxiter": iterations},
+        callback=callback,
+    )
     return np.asarray(best.x).reshape(start.shape)
 
 
