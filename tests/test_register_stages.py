@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from waves import GRID, channels, level, with_scans
 
 from dsir_metric.geometry import DisplacementField, Grid
+from dsir_metric.register import deformable as deformable_module
 from dsir_metric.register.config import DeformableConfig, RegisterConfig, SearchConfig
 from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.freeform import FreeForm
@@ -219,6 +220,21 @@ def test_the_last_lattice_is_stiff_where_the_one_before_bent_little_and_else_sof
     expected = fit_freeform([wavy(8.0, 14.0)], IDENTITY, config, lambda *_: None, start)
     first, second = (DisplacementField.from_transform(d.transform, GRID).values for d in (rough, expected))
     assert np.abs(first - second).mean() < 0.02
+
+
+def test_weight_of_bending_is_that_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, one_level = [], deformable_module._level
+
+    def watched(
+        pair: Level, linear: Array, freeform: FreeForm, start: Array, config: DeformableConfig, *rest: Any
+    ) -> Array:
+        weights.append(config.bending_mm2)
+        return one_level(pair, linear, freeform, start, config, *rest)
+
+    monkeypatch.setattr(deformable_module, "_level", watched)
+    found = fitted(wavy(4.0, 30.0), lattice_mm=(48.0, 24.0, 12.0), iterations=(9, 9, 9))
+    assert weights == [20.0, 20.0, found.bending_mm2]
+    assert found.bending_mm2 != 20.0
 
 
 @pytest.mark.parametrize("settings", [{"adaptive": False}, {"lattice_mm": (24.0,), "iterations": (25,)}])

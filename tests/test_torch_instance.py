@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,24 @@ def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: boo
     assert apart.mean() < 0.1 * GRID.spacing_mm[0]
     assert found.bending_mm2 == pytest.approx(compiled.bending_mm2, rel=0.05) != config.bending_mm2
     assert error_mm(found.transform) < 1.2 < 4 < error_mm(sitk.Transform(3, sitk.sitkIdentity))
+
+
+def test_weight_of_bending_is_that_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+
+    class Watched(BSplineField):
+        def __init__(self, freeform: FreeForm, grid: Grid, both: tuple[float, float], device: Any) -> None:
+            super().__init__(freeform, grid, both, device)
+            weights.extend([both[1]] if any(both) else [])
+
+    monkeypatch.setattr(instance, "BSplineField", Watched)
+    config = DeformableConfig((48.0, 24.0, 12.0), (9, 9, 9))
+    found = optimise(volumes(bent(IDENTITY)), IDENTITY, deformable=config)
+    assert weights == [60.0, 60.0, found.bending_mm2]
+    assert found.bending_mm2 != 60.0
+    weights.clear()
+    optimise(volumes(bent(IDENTITY)), IDENTITY, deformable=replace(config, adaptive=False))
+    assert weights == [60.0, 60.0, 60.0]
 
 
 def test_levels_are_those_of_the_compiled_path() -> None:
