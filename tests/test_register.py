@@ -199,7 +199,7 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(pair: PhantomPair) -> 
     far = register(pair.fixed, away, config, initial_transform=field)
     back = sitk.CompositeTransform([there.GetInverse(), far.transform])
     assert near.undone == far.undone == ()
-    assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.1  # of 4.5 mm
+    assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.2  # of 4.5 mm; read through one more interpolation
     assert pair.error_mm(near.transform) < pair.error_mm(IDENTITY)
 
 
