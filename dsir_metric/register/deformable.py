@@ -18,10 +18,9 @@ from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.register.state import mapped
 
-__all__ = ["SOLVER", "deform", "fit_freeform", "unfold"]
+__all__ = ["deform", "descended", "fit_freeform", "unfold"]
 
 Array = NDArray[np.float64]
-SOLVER = {"ftol": 2e-6, "gtol": 0.0, "maxcor": 8}  # of L-BFGS-B
 
 
 def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
@@ -96,10 +95,8 @@ def _level(
     points = metric.points_mm
     turn = linear[:3, :3]
     scans = level.information() if config.information > 0 else None
-    steps = 0
 
-    def loss(flat: Array) -> tuple[float, Array]:
-        coefficients = flat.reshape(freeform.shape)
+    def loss(coefficients: Array) -> tuple[float, Array]:
         u = freeform.evaluate(coefficients.astype(np.float32), bases)  # to 1e-6 mm, in half the time
         places = mapped(linear, points + u.reshape(3, -1)[:, rows].T)
         value, _, gradient = metric.at_points(places)
@@ -110,22 +107,44 @@ def _level(
         u[:] = 0.0
         u.reshape(3, -1)[:, rows] = (gradient @ turn).T
         penalty, slope = freeform.smoothness(coefficients, config.diffusion, config.bending_mm2)
-        return value + penalty, (freeform.transpose(u, bases) + slope).ravel()
+        return value + penalty, freeform.transpose(u, bases) + slope
+
+    return descended(loss, start, iterations, report)
+
+
+def descended(
+    loss: Callable[[Array], tuple[float, Array]], start: Array, iterations: int, report: Callable[[int, float], None]
+) -> Array:
+    """Coefficients from which L-BFGS-B can go no further down.
+
+    Parameters
+    ----------
+    loss : callable
+        Value and derivative, in the shape of the coefficients.
+    start : ndarray of float64, any shape
+    iterations : int
+        At most.
+    report : callable
+        Receives the number of iterations so far and the loss.
+
+    Returns
+    -------
+    ndarray of float64, shape of `start`
+    """
+    steps = 0
+
+    def flat_loss(flat: Array) -> tuple[float, Array]:
+        value, gradient = loss(flat.reshape(start.shape))
+        return value, gradient.ravel()
 
     def callback(intermediate_result: object) -> None:
         nonlocal steps
         steps += 1
         report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
 
-    best = minimize(
-        loss,
-        start.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options=SOLVER | {"maxiter": iterations},
-        callback=callback,
-    )
-    return np.asarray(best.x).reshape(freeform.shape)
+    options = {"maxiter": iterations, "ftol": 2e-6, "gtol": 0.0, "maxcor": 8}
+    best = minimize(flat_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    return np.asarray(best.x).reshape(start.shape)
 
 
 def unfold(freeform: FreeForm, coefficients: Array, grid: Grid, smallest: float) -> tuple[Array, int]:

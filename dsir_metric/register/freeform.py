@@ -126,6 +126,16 @@ class FreeForm:
         Were displacements drawn from the prior that a weight w stands for, w times the bending energy E would be the
         same for every pair. It is not: where it is small, a heavier weight had done, where it is large, the pair asks
         for a lighter one. As E falls about with the square root of w, w E is as it should be at w (b / (w E))^2.
+
+        Parameters
+        ----------
+        coefficients : ndarray of float64, shape (3, cz, cy, cx), mm
+        bending_mm2 : float
+            The weight w, in mm^2.
+
+        Returns
+        -------
+        float, mm^2.
         """
         penalty, _ = self.smoothness(coefficients, 0.0, bending_mm2)
         return bending_mm2 * min(max((_BENDING_PENALTY / max(penalty, 1e-9)) ** 2, 0.5), 2.0)

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from dsir_metric.errors import DataError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import DeformableConfig, InstanceConfig
-from dsir_metric.register.deformable import SOLVER, unfold
+from dsir_metric.register.deformable import descended, unfold
 from dsir_metric.register.freeform import FreeForm
 from dsir_metric.register.pair import may_halve
 from dsir_metric.register.problem import Deformation
@@ -210,29 +209,15 @@ class _Points:
 
 
 def _lbfgs(loss: _Loss, start: Array, iterations: int, device: torch.device) -> Array:
-    """SciPy's L-BFGS-B, the solver of the compiled path; the coefficients travel, the volumes stay."""
-    steps = 0
+    """The solver of the compiled path; the coefficients travel, the volumes stay."""
 
-    def value_and_gradient(flat: Array) -> tuple[float, Array]:
-        coefficients = _tensor(flat.reshape(start.shape), device).requires_grad_()
-        value = loss(coefficients)
-        (gradient,) = torch.autograd.grad(value, coefficients)
-        return float(value.detach()), gradient.cpu().numpy().astype(np.float64).ravel()
+    def value_and_gradient(coefficients: Array) -> tuple[float, Array]:
+        there = _tensor(coefficients, device).requires_grad_()
+        value = loss(there)
+        (gradient,) = torch.autograd.grad(value, there)
+        return float(value.detach()), gradient.cpu().numpy().astype(np.float64)
 
-    def callback(intermediate_result: object) -> None:
-        nonlocal steps
-        steps += 1
-        loss.report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
-
-    best = minimize(
-        value_and_gradient,
-        start.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options=SOLVER | {"maxiter": iterations},
-        callback=callback,
-    )
-    return np.asarray(best.x).reshape(start.shape)
+    return descended(value_and_gradient, start, iterations, loss.report)
 
 
 def _adam(loss: _Loss, start: Tensor, rate: float, iterations: int) -> Tensor:
