@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from dsir_metric_cli.main import app
 from numpy.typing import NDArray
-from servers import MAIN, Server
+from servers import MAIN, Server, relayed
 
 from dsir_metric.errors import ConfigError, DataError, DsirError, MissingDependencyError, ShapeError
 from dsir_metric.represent import Representer
@@ -186,7 +186,13 @@ def test_without_kserve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(
-    server: Server, protocol: str, given: Arrays, outputs: tuple[str, ...] = ("descriptors",), *, named: bool = True
+    server: Server,
+    protocol: str,
+    given: Arrays,
+    outputs: tuple[str, ...] = ("descriptors",),
+    *,
+    named: bool = True,
+    port: int = 0,
 ) -> Arrays:
     """One request by tritonclient itself, answered in bytes; `named`: it says which outputs it wants."""
     module = pytest.importorskip(f"tritonclient.{protocol}")
@@ -194,7 +200,7 @@ def ask(
     inputs = [module.InferInput(name, list(value.shape), kinds[value.dtype.name]) for name, value in given.items()]
     for entry, value in zip(inputs, given.values(), strict=True):
         entry.set_data_from_numpy(value)
-    with module.InferenceServerClient(f"127.0.0.1:{server.port(protocol)}") as client:
+    with module.InferenceServerClient(f"127.0.0.1:{port or server.port(protocol)}") as client:
         wanted = [module.InferRequestedOutput(name) for name in outputs] if named else None
         answer = client.infer("masrnet", inputs, outputs=wanted)
         if protocol == "http":
@@ -445,18 +451,34 @@ def test_this_machine_alone(half_server: Server, protocol: str) -> None:
 @BOTH
 def test_stop_finishes_what_runs(protocol: str, local: Representer) -> None:
     server = Server("--fp32", "--name", "masrnet")
-    given = request(image=np.random.default_rng(0).random((1, 1, 80, 80, 80), np.float32), window=np.array([0.0, 1.0]))
+    given = request(
+        image=np.random.default_rng(0).random((1, 1, 80, 80, 80), np.float32),
+        window=np.array([0.0, 1.0]),
+        crop=np.array([[0] * 3, [80, 80, 40]]),
+    )
     answers: list[Arrays] = []
-    thread = threading.Thread(target=lambda: answers.append(ask(server, protocol, given)))
-    thread.start()
-    predicting = f"http://127.0.0.1:{server.port('http')}/metrics"
-    while "request_preprocess_seconds_count" not in urlopen(predicting, timeout=20).read().decode():
+
+    def slowly(data: bytes, _: int) -> bytes:
         time.sleep(0.02)
-    assert not answers
-    assert server.stop() == 0
-    thread.join(10)
+        return data
+
+    with relayed(server, protocol, down=slowly) as (_, relay):
+        thread = threading.Thread(target=lambda: answers.append(ask(server, protocol, given, port=relay.port)))
+        thread.start()
+        predicting = f"http://127.0.0.1:{server.port('http')}/metrics"
+        while "request_preprocess_seconds_count" not in urlopen(predicting, timeout=20).read().decode():
+            time.sleep(0.02)
+        assert not answers
+        if protocol == "grpc":
+            server.process.terminate()
+            while not any("stopping" in line for line in server.lines):
+                time.sleep(0.02)
+            with pytest.raises(Exception, match=r"UNAVAILABLE.*this server is stopping"):
+                ask(server, protocol, request())
+        assert server.stop() == 0
+        thread.join(10)
     (answer,) = answers
-    expected = local.describe(given["image"][0, 0])[:14, :11, :17]
+    expected = local.describe(given["image"][0, 0])[:, :, :40]
     assert np.abs(answer["descriptors"][0] - expected).max() <= 1e-6
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port("http")), 2).close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import re
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +16,7 @@ from dsir_metric.serve.config import VERSION, ServeConfig
 __all__ = ["Gate", "patient", "servicer"]
 
 _STAYS = "this server has one model, which stays"
+_READ_S = 2.0  # what an answer needs to be read by its client, at the end
 Scope = dict[str, Any]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
@@ -90,7 +94,7 @@ def patient(protocol: Any, patience_s: float) -> Any:
 
 
 def servicer(kserve: SimpleNamespace, plane: Any) -> Any:
-    """kserve's answers to gRPC requests, but for versions and for the repository."""  # noqa: D403
+    """kserve's answers to gRPC requests, but for versions, for the repository, and at the end."""  # noqa: D403
 
     def refuse(reason: str) -> None:
         absent = kserve.ModelNotFound()
@@ -104,9 +108,32 @@ def servicer(kserve: SimpleNamespace, plane: Any) -> Any:
     class Servicer(kserve.InferenceServicer):  # type: ignore[misc, name-defined]
         """Size is limited by the gRPC server itself."""
 
+        ending = False
+        under_way = 0
+        answered_s = -math.inf
+
         async def ModelInfer(self, request: Any, context: Any) -> Any:
             check(request.model_version)
-            return await super().ModelInfer(request, context)
+            if self.ending:
+                ending = kserve.ServerNotReady()
+                ending.reason = "this server is stopping"
+                raise ending
+            self.under_way += 1
+            try:
+                return await super().ModelInfer(request, context)
+            finally:
+                self.under_way, self.answered_s = self.under_way - 1, time.monotonic()
+
+        async def end(self, grace_s: float) -> None:
+            """Refuse what comes, until what came has been answered and the answers read.
+
+            The gRPC server, when told to stop, closes a connection with its last answer still in the buffers of the
+            kernel, which drops that if the client says anything more; and clients do, to have the rest of it sent.
+            """
+            self.ending = True
+            latest = time.monotonic() + grace_s
+            while (now := time.monotonic()) < latest and (self.under_way or now < self.answered_s + _READ_S):
+                await asyncio.sleep(0.05)
 
         async def ModelMetadata(self, request: Any, context: Any) -> Any:
             check(request.version)

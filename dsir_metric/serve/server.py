@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ async def _run(
 ) -> None:
     plane = data_plane(kserve, config, answerer)
     http = _http_server(kserve, config, plane)
-    grpc, grpc_port = _grpc_server(kserve, config, plane)
+    calls = servicer(kserve, plane)
+    grpc, grpc_port = _grpc_server(kserve, config, calls)
     await grpc.start()
     serving = asyncio.create_task(http.serve(sockets=[listening]))
     while not (http.started or serving.done()):
@@ -95,7 +97,13 @@ async def _run(
     while not (http.should_exit or serving.done()):
         await asyncio.sleep(0.05)
     _log.info("stopping; requests under way have %d s", config.grace_s)
-    await asyncio.gather(serving, grpc.stop(config.grace_s))
+    await asyncio.gather(serving, _end(grpc, calls, time.monotonic() + config.grace_s))
+
+
+async def _end(grpc: Any, calls: Any, latest: float) -> None:
+    """Stop a gRPC server when nothing is lost by it, or at `latest` of the monotonic clock."""
+    await calls.end(latest - time.monotonic())
+    await grpc.stop(max(0.0, latest - time.monotonic()))
 
 
 def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> Any:
@@ -117,7 +125,7 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
     )
 
 
-def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> tuple[Any, int]:
+def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, calls: Any) -> tuple[Any, int]:
     """A gRPC server that is not started yet, and its port."""
     server = kserve.aio.server(
         interceptors=(kserve.ExceptionToStatusInterceptor(),),
@@ -127,7 +135,7 @@ def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> tu
             ("grpc.so_reuseport", 0),
         ],
     )
-    kserve.add_GRPCInferenceServiceServicer_to_server(servicer(kserve, plane), server)
+    kserve.add_GRPCInferenceServiceServicer_to_server(calls, server)
     authority = config.authority(config.grpc_port)
     try:
         if config.certificate is None or config.key is None:
