@@ -7,13 +7,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from dsir_metric.serve.config import VERSION, ServeConfig
 
-__all__ = ["Gate", "patient", "servicer"]
+__all__ = ["Calls", "Gate", "patient", "servicer"]
 
 _STAYS = "this server has one model, which stays"
 _READ_S = 2.0  # what an answer needs to be read by its client, at the end
@@ -93,7 +94,43 @@ def patient(protocol: Any, patience_s: float) -> Any:
     return Patient
 
 
-def servicer(kserve: SimpleNamespace, plane: Any) -> Any:
+class Calls:
+    """The gRPC requests that are being answered, until all have been.
+
+    Attributes
+    ----------
+    ending : bool
+        No further ones are taken.
+    """
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._under_way = 0
+        self._answered_s = -math.inf
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """While it is answered."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._answered_s = time.monotonic()
+
+    async def end(self, grace_s: float) -> None:
+        """Take no more, and wait until those that came have been answered and the answers read.
+
+        A gRPC server that is told to stop closes a connection with its last answer still in the buffers of the kernel,
+        which drops that if the client says anything more; and clients do, to have the rest of it sent.
+        """
+        self.ending = True
+        latest = time.monotonic() + grace_s
+        while (now := time.monotonic()) < latest and (self._under_way or now < self._answered_s + _READ_S):
+            await asyncio.sleep(0.05)
+
+
+def servicer(kserve: SimpleNamespace, plane: Any, calls: Calls) -> Any:
     """kserve's answers to gRPC requests, but for versions, for the repository, and at the end."""  # noqa: D403
 
     def refuse(reason: str) -> None:
@@ -108,32 +145,14 @@ def servicer(kserve: SimpleNamespace, plane: Any) -> Any:
     class Servicer(kserve.InferenceServicer):  # type: ignore[misc, name-defined]
         """Size is limited by the gRPC server itself."""
 
-        ending = False
-        under_way = 0
-        answered_s = -math.inf
-
         async def ModelInfer(self, request: Any, context: Any) -> Any:
             check(request.model_version)
-            if self.ending:
+            if calls.ending:
                 ending = kserve.ServerNotReady()
                 ending.reason = "this server is stopping"
                 raise ending
-            self.under_way += 1
-            try:
+            with calls.one_more():
                 return await super().ModelInfer(request, context)
-            finally:
-                self.under_way, self.answered_s = self.under_way - 1, time.monotonic()
-
-        async def end(self, grace_s: float) -> None:
-            """Refuse what comes, until what came has been answered and the answers read.
-
-            The gRPC server, when told to stop, closes a connection with its last answer still in the buffers of the
-            kernel, which drops that if the client says anything more; and clients do, to have the rest of it sent.
-            """
-            self.ending = True
-            latest = time.monotonic() + grace_s
-            while (now := time.monotonic()) < latest and (self.under_way or now < self.answered_s + _READ_S):
-                await asyncio.sleep(0.05)
 
         async def ModelMetadata(self, request: Any, context: Any) -> Any:
             check(request.version)

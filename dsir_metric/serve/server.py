@@ -24,7 +24,7 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.wire import Offer
 from dsir_metric.serve.answer import Answerer
 from dsir_metric.serve.config import ServeConfig
-from dsir_metric.serve.gate import Gate, patient, servicer
+from dsir_metric.serve.gate import Calls, Gate, patient, servicer
 from dsir_metric.serve.model import data_plane
 from dsir_metric.serve.parts import kserve_parts
 
@@ -80,8 +80,8 @@ async def _run(
 ) -> None:
     plane = data_plane(kserve, config, answerer)
     http = _http_server(kserve, config, plane)
-    calls = servicer(kserve, plane)
-    grpc, grpc_port = _grpc_server(kserve, config, calls)
+    calls = Calls()
+    grpc, grpc_port = _grpc_server(kserve, config, servicer(kserve, plane, calls))
     await grpc.start()
     serving = asyncio.create_task(http.serve(sockets=[listening]))
     while not (http.started or serving.done()):
@@ -100,7 +100,7 @@ async def _run(
     await asyncio.gather(serving, _end(grpc, calls, time.monotonic() + config.grace_s))
 
 
-async def _end(grpc: Any, calls: Any, latest: float) -> None:
+async def _end(grpc: Any, calls: Calls, latest: float) -> None:
     """Stop a gRPC server when nothing is lost by it, or at `latest` of the monotonic clock."""
     await calls.end(latest - time.monotonic())
     await grpc.stop(max(0.0, latest - time.monotonic()))
@@ -125,7 +125,7 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
     )
 
 
-def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, calls: Any) -> tuple[Any, int]:
+def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, answers: Any) -> tuple[Any, int]:
     """A gRPC server that is not started yet, and its port."""
     server = kserve.aio.server(
         interceptors=(kserve.ExceptionToStatusInterceptor(),),
@@ -135,7 +135,7 @@ def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, calls: Any) -> tu
             ("grpc.so_reuseport", 0),
         ],
     )
-    kserve.add_GRPCInferenceServiceServicer_to_server(calls, server)
+    kserve.add_GRPCInferenceServiceServicer_to_server(answers, server)
     authority = config.authority(config.grpc_port)
     try:
         if config.certificate is None or config.key is None:
