@@ -118,14 +118,18 @@ class Calls:
             self._under_way -= 1
             self._answered_s = time.monotonic()
 
-    async def end(self, grace_s: float) -> None:
+    async def end(self, latest: float) -> None:
         """Take no more, and wait until those that came have been answered and the answers read.
 
         A gRPC server that is told to stop closes a connection with its last answer still in the buffers of the kernel,
         which drops that if the client says anything more; and clients do, to have the rest of it sent.
+
+        Parameters
+        ----------
+        latest : float
+            When to wait no longer, in seconds of `time.monotonic`.
         """
         self.ending = True
-        latest = time.monotonic() + grace_s
         while (now := time.monotonic()) < latest and (self._under_way or now < self._answered_s + _READ_S):
             await asyncio.sleep(0.05)
 

@@ -101,8 +101,8 @@ async def _run(
 
 
 async def _end(grpc: Any, calls: Calls, latest: float) -> None:
-    """Stop a gRPC server when nothing is lost by it, or at `latest` of the monotonic clock."""
-    await calls.end(latest - time.monotonic())
+    """Stop a gRPC server when nothing is lost by it, or at `latest` of `time.monotonic`."""
+    await calls.end(latest)
     await grpc.stop(max(0.0, latest - time.monotonic()))
 
 
