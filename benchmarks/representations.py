@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.geometry import Grid
-from dsir_metric.represent import IntensityRule, Representation, Representer, represent_pair, resolve_intensity
+from dsir_metric.represent import IntensityRule, PairRepresenter, Representation, Representer, resolve_intensity
 from dsir_metric.represent.foreground import foreground
+from dsir_metric.represent.tiling import Box
 
 Values = NDArray[np.float32]
 Describe = Callable[[Values], Values]
@@ -81,20 +83,31 @@ def represent(
     Parameters
     ----------
     name : str
-        "mind", "mind-centred", "mind-mixed", "patch", or what `Representer` takes: a shipped model or the path of an
-        ONNX model.
+        What `representer` takes, or "mind-mixed".
     fixed, moving : sitk.Image
         Scalar 3-D scans.
+    spacing_mm, threads
+        See `representer`.
+    """
+    if name == "mind-mixed":
+        return _mixed((fixed, moving), represent("mind", fixed, moving, spacing_mm, threads))
+    return representer(name, spacing_mm, threads)(fixed, moving)
+
+
+def representer(name: str, spacing_mm: float | None = None, threads: int | None = 1) -> PairRepresenter:
+    """What `register` asks for the representation `name` whenever it needs one, in smaller voxels too.
+
+    Parameters
+    ----------
+    name : str
+        "mind", "mind-centred", "patch", or what `Representer` takes: a shipped model or the path of an ONNX model.
     spacing_mm : float or None
         Edge of the voxels, mm; chosen from the scans by default.
     threads : int or None
         CPU threads of a model.
     """
-    if name == "mind-mixed":
-        return _mixed((fixed, moving), represent("mind", fixed, moving, spacing_mm, threads))
-    describe = HANDMADE.get(name)
-    representer = Representer(name, threads=threads) if describe is None else Describer(name, describe)
-    return represent_pair(fixed, moving, representer, spacing_mm=spacing_mm)
+    make = HANDMADE.get(name)
+    return PairRepresenter(Representer(name, threads=threads) if make is None else make, spacing_mm)
 
 
 def _mixed(
@@ -125,7 +138,7 @@ def _mixed(
 
 @dataclass(frozen=True)
 class Describer:
-    """What `represent_pair` asks of a `Representer`, with any function from a volume to descriptors.
+    """What `register` asks of a `Representer`, with any function from a volume to descriptors.
 
     Parameters
     ----------
@@ -136,16 +149,32 @@ class Describer:
 
     name: str
     describe: Describe
+    channels: ClassVar[int] = 0  # memory is told from these two, and is not limited here
+    mixture: ClassVar[None] = None
+
+    @property
+    def card(self) -> Describer:
+        """All that is asked of a card is here."""
+        return self
 
     def rule(self, values: Values, intensity: str = "auto") -> IntensityRule:
         """The intensity rule that the models use too."""
         return resolve_intensity(values, intensity)
 
-    def __call__(self, image: sitk.Image, rule: IntensityRule, *, held: int = 0) -> Representation:
-        """Describe a scan on its own grid; no memory is limited here."""
+    def least_bytes(self, grid: Grid, held: int) -> int:
+        """Only what else is held: no memory is limited here."""
+        del grid
+        return held
+
+    def __call__(
+        self, image: sitk.Image, rule: IntensityRule, *, held: int = 0, crop: Box | None = None
+    ) -> Representation:
+        """Describe a scan on its own grid, or a crop of it."""
         del held
-        values = self.describe(rule.apply(sitk.GetArrayViewFromImage(image)))
-        return Representation(np.ascontiguousarray(values, np.float32), Grid.of(image), {"model": self.name})
+        values, grid = self.describe(rule.apply(sitk.GetArrayViewFromImage(image))), Grid.of(image)
+        if crop is not None:
+            values, grid = values[crop], grid.cropped(crop)
+        return Representation(np.ascontiguousarray(values, np.float32), grid, {"model": self.name})
 
 
 def _shifted(volume: Values, step: tuple[int, ...]) -> Values:
@@ -154,4 +183,7 @@ def _shifted(volume: Values, step: tuple[int, ...]) -> Values:
     return volume[np.ix_(*index)]
 
 
-HANDMADE: dict[str, Describe] = {"mind": mind_ssc, "mind-centred": mind_centred, "patch": patches}
+HANDMADE = {
+    d.name: d
+    for d in (Describer("mind", mind_ssc), Describer("mind-centred", mind_centred), Describer("patch", patches))
+}

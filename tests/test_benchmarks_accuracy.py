@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from accuracy import compare, find_tasks, load_judge, settings, table
-from representations import represent
+from representations import represent, representer
 from tune import tune, walk, weights
 
 from dsir_metric.errors import ConfigError
@@ -86,6 +87,24 @@ def test_methods_are_measured_recorded_and_set_against_each_other(work: Path, ju
     assert f"| {ratio:.2f} |" in text.splitlines()[3]
     assert f"- patch (diffusion {RIGID.deformable.diffusion:g}, " in text
     assert f"{patch['epe_mean'] / start['epe_mean']:.3f} of the error left, {ratio:.3f}" in text
+
+
+@pytest.mark.parametrize("name", ["mind", "default"])
+def test_scans_are_represented_again_where_register_may_ask(
+    work: Path, judge: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    found = accuracy.register
+    monkeypatch.setattr(accuracy, "register", lambda *a, **k: results.append(found(*a, **k)) or results[-1])
+    deformable = DeformableConfig(lattice_mm=(24.0,), iterations=(3,), information=0.0)
+    config = replace(RIGID, stages=("rigid", "deformable", "refine"), deformable=deformable)
+    once = accuracy.measure(load_judge(judge), work / "head", partial(represent, name), config)
+    again = accuracy.measure(load_judge(judge), work / "head", representer(name), config)
+    assert [r.stages[-1].name for r in results] == ["deformable", "refine"]
+    assert again["hash"] == once["hash"]
+    assert (again["hash"] is None) == (name == "mind")
+    assert again["seconds"] > again["represent_seconds"] > 0
+    assert again["epe_mean"] != once["epe_mean"]
 
 
 def test_label_tasks_are_told_by_the_gain_in_dice() -> None:

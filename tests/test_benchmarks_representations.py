@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from representations import mind_centred, mind_ssc, patches, represent
+from representations import mind_centred, mind_ssc, patches, represent, representer
 
 from dsir_metric.phantom import PhantomPair
 from dsir_metric.represent.foreground import foreground
@@ -112,3 +112,12 @@ def test_a_pair_shares_grid_and_intensity_rule_with_the_models(name: str, pair: 
     assert fixed.grid.spacing_mm == moving.grid.spacing_mm == (6.0, 6.0, 6.0)
     assert fixed.values.dtype == np.float32
     np.testing.assert_allclose(fixed.values, moving.values, atol=1e-3)  # a place in space keeps its descriptor
+
+
+def test_a_crop_sees_the_rest(pair: PhantomPair) -> None:
+    describer = representer("mind").representer
+    rule = describer.rule(sitk.GetArrayViewFromImage(pair.fixed))
+    whole, box = describer(pair.fixed, rule), (slice(3, 9), slice(2, 11), slice(5, 12))
+    part = describer(pair.fixed, rule, crop=box)
+    assert part.grid == whole.grid.cropped(box)
+    np.testing.assert_array_equal(part.values, whole.values[box])
