@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from accuracy import Represent, find_tasks, label, load_judge, read_pair, task_facts
+from accuracy import Record, Represent, find_tasks, label, load_judge, read_pair, task_facts
 from representations import represent
 
 from dsir_metric.io import write_json
@@ -55,11 +55,17 @@ def tune(judge: ModuleType, tasks: list[Path], make: Represent, factor: float, t
         left = []
         for task, start in zip(tasks, starts, strict=True):
             score = judge.evaluate(str(task), register(config=config, **start).transform)
-            left.append(score["epe_mean"] / task_facts(task)["identity"]["epe_mean"])
+            left.append(_amiss(score) / _amiss(task_facts(task)["identity"]))
         print(f"  {told(config.deformable)}: {np.mean(left):.4f}", file=sys.stderr, flush=True)
         return float(np.mean(left))
 
     return weights(walk(error), factor)
+
+
+def _amiss(score: Record) -> float:
+    """The error of a known deformation, or what is lacking to a Dice of 1."""
+    amiss: float = score["epe_mean"] if "epe_mean" in score else 1 - score["dice"]
+    return amiss
 
 
 def _aligned(task: Path, make: Represent, threads: int) -> dict[str, Any]:
