@@ -14,6 +14,7 @@ given are the label maps themselves.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric import io
+from dsir_metric.geometry import Grid
 
 WHITE, GREY, DEEP, FLUID = "white", "grey", "deep", "fluid"
 TISSUE = {
@@ -30,6 +32,7 @@ TISSUE = {
     DEEP: (10, 49, 11, 50, 12, 51),
     FLUID: (4, 43, 5, 44, 14, 15, 24, 30, 62, 72),
 }
+CODES = [code for codes in TISSUE.values() for code in codes]
 OUTER_FLUID, RIM_VOX = 24, 3  # as far as it is left on a brain whose skull is taken away
 BRIGHTNESS = {
     "t1": {WHITE: 0.85, GREY: 0.58, DEEP: 0.68, FLUID: 0.15},
@@ -44,19 +47,20 @@ MARGIN_VOX = 4
 
 
 def paint(labels: NDArray[np.integer], contrast: str, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A scan of the brain in a label map, 0 outside, 0 to about 1000.
+    """A scan of the brain in a label map (z, y, x): 0 outside, up to about 1000.
 
-    Every structure has a brightness around that of its tissue and a texture; a slow field lies over all, and noise.
+    Every structure has a brightness around that of its tissue and a texture; a slow field lies over all, and noise. The
+    laws are none of those of `dsir_metric_train.views`: a model was trained on these, and would be at an advantage.
     """
-    mean = np.zeros(labels.max() + 1)
+    mean = np.zeros(max(CODES) + 1)
     for tissue, codes in TISSUE.items():
-        for code in (c for c in codes if c < len(mean)):
+        for code in codes:
             mean[code] = BRIGHTNESS[contrast][tissue] * (1 + rng.normal(0, SPREAD))
-    image = mean[labels] * (1 + TEXTURE * _smooth(rng, labels.shape, TEXTURE_VOX))
+    plain = mean[labels]
+    image = plain * (1 + TEXTURE * _smooth(rng, labels.shape, TEXTURE_VOX))
     image *= 1 + BIAS * _smooth(rng, labels.shape, BIAS_VOX)
-    inside = mean[labels] > 0
     noisy = np.abs(image + NOISE * rng.standard_normal(labels.shape))
-    return np.float32(1000 * np.where(inside, noisy, 0))
+    return np.float32(1000 * np.where(plain > 0, noisy, 0))
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma_vox: float) -> NDArray[np.floating]:
@@ -68,15 +72,15 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma_vox: float) 
 def _around_brain(labels: sitk.Image) -> sitk.Image:
     """What belongs to the brain, int32, cropped to a margin around it."""
     values = sitk.GetArrayFromImage(labels).astype(np.int32)
-    values[~np.isin(values, np.concatenate(list(TISSUE.values())))] = 0
+    values[~np.isin(values, CODES)] = 0
     brain = (values > 0) & (values != OUTER_FLUID)
     values[~ndimage.binary_dilation(brain, iterations=RIM_VOX)] = 0
-    where = np.argwhere(values)[:, ::-1]
-    low = np.maximum(where.min(axis=0) - MARGIN_VOX, 0)
-    high = np.minimum(where.max(axis=0) + MARGIN_VOX + 1, labels.GetSize())
-    out = sitk.GetImageFromArray(values)
-    out.CopyInformation(labels)
-    return sitk.RegionOfInterest(out, (high - low).tolist(), low.tolist())
+    (around,) = ndimage.find_objects((values > 0).astype(int))
+    box = tuple(
+        slice(max(s.start - MARGIN_VOX, 0), min(s.stop + MARGIN_VOX, n))
+        for s, n in zip(around, values.shape, strict=True)
+    )
+    return Grid.of(labels).cropped(box).stamp(sitk.GetImageFromArray(values[box]))
 
 
 def make(maps: list[Path], folder: Path, pairs: int, seed: int = 0) -> list[dict[str, object]]:
@@ -89,8 +93,7 @@ def make(maps: list[Path], folder: Path, pairs: int, seed: int = 0) -> list[dict
             rng = np.random.default_rng([seed, k, side == "moving"])
             scans = {c: paint(labels, c, rng) for c in contrasts}
             for name, values in {**scans, "labels": np.int16(labels)}.items():
-                out = sitk.GetImageFromArray(values)
-                out.CopyInformation(image)
+                out = Grid.of(image).stamp(sitk.GetImageFromArray(values))
                 sitk.WriteImage(out, str(folder / f"{k}_{side}_{name}.nii.gz"))
         tasks += [
             {
@@ -117,7 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     maps = sorted(options.maps.glob("*.nii*"))
     if len(maps) < 2 * options.pairs:
-        raise SystemExit(f"{options.maps} has {len(maps)} label maps; {options.pairs} pairs need {2 * options.pairs}")
+        sys.exit(f"{options.maps} has {len(maps)} label maps; {options.pairs} pairs need {2 * options.pairs}")
     options.out.mkdir(parents=True, exist_ok=True)
     defaults = {"spacing": 2.0, "pad_mm": 10, "pad_moving_mm": 24, "noise": 0.01}
     io.write_json({"defaults": defaults, "tasks": make(maps, options.out, options.pairs)}, options.out / "tasks.json")

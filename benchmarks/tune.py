@@ -6,8 +6,9 @@ Run with: regbench.py prepare --tasks benchmarks/tuning.json --data DATA --out T
 
 From the default weights of diffusion and bending energy one walks over a lattice of factors to the neighbour with the
 smallest error, until none is clearly better. The error is that of the deformable stage, relative to the start, mean
-over the tasks; the linear stages, which know no weights, run once. The choice is written into the settings file, which
-`accuracy.py` reads; what is there for other representations stays.
+over the tasks; where labels are all that is known it is what Dice lacks to 1. The linear stages, which know no weights,
+run once. The choice is written into the settings file, which `accuracy.py` reads; what is there for other
+representations stays. `people.py` makes pairs with labels.
 """
 
 from __future__ import annotations

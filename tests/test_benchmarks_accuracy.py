@@ -157,3 +157,21 @@ def test_weights_are_chosen_by_their_error(work: Path, judge: Path, monkeypatch:
     np.testing.assert_allclose(
         (near.diffusion, near.bending_mm2), (default.diffusion, default.bending_mm2 / 2), rtol=0.05
     )
+
+
+def test_where_labels_are_all_that_is_known_the_error_is_what_dice_lacks(
+    work: Path, judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same places, told as Dice: the walk sees (1 - Dice) / (1 - Dice of the start)."""
+    found = load_judge(judge)
+    known = json.loads((work / "head" / "task.json").read_text())
+    tried: dict[str, float] = {}
+    monkeypatch.setattr("tune.walk", lambda error: tried.update({kind: error((6, 6))}) or (6, 6))
+    kind = "known"
+    tune(found, find_tasks(work), partial(represent, "mind"), 2.0, 1)
+    evaluate = found.evaluate
+    found.evaluate = lambda *given: {"dice": 1 - evaluate(*given)["epe_mean"] / 100}
+    monkeypatch.setattr("tune.task_facts", lambda _: {"identity": {"dice": 1 - known["identity"]["epe_mean"] / 100}})
+    kind = "labels"
+    tune(found, find_tasks(work), partial(represent, "mind"), 2.0, 1)
+    assert tried["labels"] == pytest.approx(tried["known"]) != pytest.approx(1.0)
