@@ -99,32 +99,56 @@ def test_a_shift_costs_nothing(freeform: FreeForm) -> None:
     assert np.abs(slope).max() < 1e-12
 
 
-def penalty(freeform: FreeForm, coefficients: NDArray[np.float64], bending: float) -> float:
-    return freeform.smoothness(coefficients, 0.0, bending)[0]
+HEAD = FreeForm(Grid((20, 20, 20), (8.0, 8.0, 8.0)), 12.0)
+SUITS_MM2 = DeformableConfig().bending_mm2
 
 
-def test_weight_of_bending_follows_the_pair(freeform: FreeForm) -> None:
-    coefficients = random_coefficients(freeform, 1.0)
-    found = [freeform.adapted(size * coefficients, 60.0) for size in np.geomspace(1e-3, 1e3, 601)]
+def bending(coefficients: NDArray[np.float64], bending_mm2: float = SUITS_MM2) -> float:
+    return HEAD.adapted(coefficients, 0.3, bending_mm2)[1]
+
+
+def waves(length_mm: float, penalty: float) -> NDArray[np.float64]:
+    """Displacements across waves of this length, whose bending costs `penalty` with the default weight."""
+    z, _, x = np.meshgrid(*(HEAD.step_mm[::-1, None] * np.arange(HEAD.shape[1])), indexing="ij")
+    ones = [np.sin(2 * np.pi * x / length_mm), np.sin(2 * np.pi * z / length_mm), 0 * x]
+    return np.sqrt(penalty / HEAD.smoothness(np.stack(ones), 0.0, SUITS_MM2)[0]) * np.stack(ones)
+
+
+def test_a_third_of_diffusion_is_left() -> None:
+    for penalty in (0.0, 0.0127, 1.0):
+        assert HEAD.adapted(waves(90.0, penalty), 0.3, SUITS_MM2)[0] == pytest.approx(0.1)
+
+
+def test_weight_of_bending_follows_the_size_of_long_waves() -> None:
+    assert bending(waves(90.0, 0.0127)) == pytest.approx(SUITS_MM2)
+    found = [bending(waves(90.0, penalty)) for penalty in np.geomspace(0.001, 0.05, 40)]
     assert found == sorted(found, reverse=True)
-    assert (found[0], found[-1]) == (120.0, 30.0)  # twice and half, and no further
-    suits = int(np.argmin(np.abs(np.subtract(found, 60.0))))
-    size = np.geomspace(1e-3, 1e3, 601)[suits]
-    assert 30.0 < freeform.adapted(1.1 * size * coefficients, 60.0) < 55.0
-    assert freeform.adapted(0 * coefficients, 60.0) == 120.0
-    assert freeform.adapted(coefficients, 0.0) == 0.0
+    assert (found[0], found[-1]) == (2 * SUITS_MM2, SUITS_MM2 / 2)  # and no further
+    assert bending(waves(90.0, 0.0)) == 2 * SUITS_MM2
+    assert bending(waves(90.0, 0.0127), 0.0) == 0.0
 
 
-def test_weight_of_bending_goes_half_of_the_way_on_a_log_scale(freeform: FreeForm) -> None:
+@pytest.mark.parametrize("penalty", [0.01, 0.0127, 0.016])
+def test_weight_of_bending_goes_half_of_the_way_on_a_log_scale(penalty: float) -> None:
     """Where the energy falls with the square root of the weight, the next penalty is the one that suits."""
-    coefficients = random_coefficients(freeform, 1.0)
-    suits = DeformableConfig().bending_mm2
-    coefficients *= np.sqrt(0.0127 / penalty(freeform, coefficients, suits))
-    assert freeform.adapted(coefficients, suits) == pytest.approx(suits)
-    for stronger in (0.85, 1.15):
-        weight = freeform.adapted(np.sqrt(stronger) * coefficients, suits)
-        energy = penalty(freeform, np.sqrt(stronger) * coefficients, 1.0) * np.sqrt(suits / weight)
-        assert weight * energy == pytest.approx(0.0127)
+    weight = bending(waves(90.0, penalty))
+    energy = penalty / SUITS_MM2 * np.sqrt(SUITS_MM2 / weight)
+    assert weight * energy == pytest.approx(0.0127)
+
+
+def test_weight_of_bending_falls_where_waves_are_short() -> None:
+    found = [bending(waves(320.0 / n, 0.0127)) for n in range(3, 9)]  # whole waves and a half
+    np.testing.assert_allclose(found[:3], SUITS_MM2)
+    np.testing.assert_allclose(found[3:], SUITS_MM2 / 16)  # and no further
+
+
+def test_weight_of_bending_falls_with_the_fifth_power_of_the_roughness() -> None:
+    """Roughness goes with the penalty and the cube of the mean squared wave number."""
+    squared = (2 * np.pi * 6 / 320) ** 2
+    limit = 1.7e-8 / squared**3
+    for share, expected in ((0.9, 2.0), (1.0, 2.0), (1.1, 2.0 / 1.1**5), (1.3, 2.0 / 1.3**5)):  # twice: waves are small
+        found = bending(waves(320.0 / 6, share * limit)) / SUITS_MM2
+        assert found == pytest.approx(expected, rel=0.12)  # a spline's waves are 0.6 % off, to the fifteenth power
 
 
 @pytest.mark.parametrize(("lattice_mm", "tolerance"), [(3.25, 1e-9), (2.6, 0.02)])

@@ -32,7 +32,6 @@ from dsir_metric.register import (
 from dsir_metric.register import stages as stages_module
 from dsir_metric.register.config import Stage
 from dsir_metric.register.pair import Level
-from dsir_metric.register.presets import load_settings
 from dsir_metric.register.problem import Deformation, Problem
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
@@ -177,16 +176,15 @@ def test_smaller_voxels_leave_less_error(phantom: PhantomPair, found: Registrati
     assert len(found.details["again_bytes"]) == len(left.details["again_bytes"]) + 1
 
 
-def test_a_heavier_weight_finds_smooth_deformations_better(phantom: PhantomPair, found: RegistrationResult) -> None:
-    config = replace(load_settings("same-patient"), device="cpu", threads=1)
-    came = register(phantom.fixed, phantom.moving, config)
-    assert came.details["bending_mm2"] == config.deformable.bending_mm2 == 120.0
-    assert found.details["bending_mm2"] > 100.0  # by itself, for the phantom is smooth
-    config = replace(config, deformable=DeformableConfig(adaptive=False))
+def test_weights_that_follow_the_pair_find_smooth_deformations_better(
+    phantom: PhantomPair, found: RegistrationResult
+) -> None:
+    config = replace(CONFIG, deformable=DeformableConfig(adaptive=False))
     left = register(phantom.fixed, phantom.moving, config)
-    assert left.details["bending_mm2"] == config.deformable.bending_mm2 == 60.0
-    for better in (came, found):
-        assert phantom.error_mm(better.transform) < 0.98 * phantom.error_mm(left.transform)
+    assert (left.details["diffusion"], left.details["bending_mm2"]) == config.deformable.weights == (0.3, 75.0)
+    assert found.details["diffusion"] < 0.3
+    assert found.details["bending_mm2"] > 75.0  # for the phantom is smooth
+    assert phantom.error_mm(found.transform) < 0.98 * phantom.error_mm(left.transform)
 
 
 @pytest.mark.parametrize(("stages", "information"), [(("refine",), 0.5), (("deformable", "refine"), 0.0)])
@@ -393,21 +391,23 @@ def test_channels_are_mixed_where_scans_are_deformed_and_only_there(pair: Phanto
     assert apart_mm(left.transform, plain.transform, Grid.of(pair.fixed)) == 0.0
 
 
-def test_smaller_voxels_are_looked_at_with_the_weight_that_the_pair_had(
+def test_smaller_voxels_are_looked_at_with_the_weights_that_the_pair_had(
     pair: PhantomPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = []
     fitted = stages_module.fit_freeform
 
     def watched(levels: list[Level], linear: Values, config: DeformableConfig, *rest: Any) -> Deformation:
-        weights.append(config.bending_mm2)
+        weights.append(config.weights)
         return fitted(levels, linear, config, *rest)
 
     monkeypatch.setattr(stages_module, "fit_freeform", watched)
     came = register(pair.fixed, pair.moving, replace(CONFIG, stages=("deformable", "refine")))
-    assert weights == [came.details["bending_mm2"]] != [CONFIG.deformable.bending_mm2]
+    assert weights == [(came.details["diffusion"], came.details["bending_mm2"])]
+    assert weights[0][0] == pytest.approx(0.1)
+    assert weights[0][1] != CONFIG.deformable.bending_mm2
     register(pair.fixed, pair.moving, replace(CONFIG, stages=("refine",)))
-    assert weights[1] == CONFIG.deformable.bending_mm2
+    assert weights[1] == CONFIG.deformable.weights
 
 
 def test_channels_are_mixed_in_smaller_voxels_too(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:

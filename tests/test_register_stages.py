@@ -210,37 +210,37 @@ def fitted(pair: Level, **settings: Any) -> Deformation:
 
 
 def test_the_last_lattice_is_stiff_where_the_one_before_bent_little_and_else_soft() -> None:
-    smooth, rough = fitted(wavy(4.0, 30.0)).bending_mm2, fitted(wavy(8.0, 14.0))
-    assert smooth == 40.0
-    assert rough.bending_mm2 is not None
-    assert 10.0 < rough.bending_mm2 < 13.0
+    smooth, rough = fitted(wavy(4.0, 30.0)), fitted(wavy(8.0, 14.0))
+    assert smooth.weights == pytest.approx((0.01 / 3, 40.0))
+    assert rough.weights is not None
+    assert 10.0 <= rough.weights[1] < 13.0
     before = fitted(wavy(8.0, 14.0), lattice_mm=(24.0,), iterations=(25,)).transform
-    config = DeformableConfig((12.0,), (25,), diffusion=0.01, bending_mm2=rough.bending_mm2)  # as if it had been given
+    config = DeformableConfig((12.0,), (25,), *rough.weights)  # as if they had been given
     start = DisplacementField.from_transform(before, GRID)
     expected = fit_freeform([wavy(8.0, 14.0)], IDENTITY, config, lambda *_: None, start)
     first, second = (DisplacementField.from_transform(d.transform, GRID).values for d in (rough, expected))
     assert np.abs(first - second).mean() < 0.02
 
 
-def test_weight_of_bending_is_that_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_those_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, one_level = [], deformable_module._level
 
     def watched(
         pair: Level, linear: Array, freeform: FreeForm, start: Array, config: DeformableConfig, *rest: Any
     ) -> Array:
-        weights.append(config.bending_mm2)
+        weights.append(config.weights)
         return one_level(pair, linear, freeform, start, config, *rest)
 
     monkeypatch.setattr(deformable_module, "_level", watched)
     found = fitted(wavy(4.0, 30.0), lattice_mm=(48.0, 24.0, 12.0), iterations=(9, 9, 9))
-    assert weights == [20.0, 20.0, found.bending_mm2]
-    assert found.bending_mm2 != 20.0
+    assert weights == [(0.01, 20.0), (0.01, 20.0), found.weights]
+    assert found.weights not in (None, (0.01, 20.0))
 
 
 @pytest.mark.parametrize("settings", [{"adaptive": False}, {"lattice_mm": (24.0,), "iterations": (25,)}])
-def test_weight_of_bending_stays_as_given(settings: dict[str, Any]) -> None:
+def test_weights_stay_as_given(settings: dict[str, Any]) -> None:
     """Where that is wanted, and where no lattice came before."""
-    assert fitted(wavy(8.0, 14.0), **settings).bending_mm2 == 20.0
+    assert fitted(wavy(8.0, 14.0), **settings).weights == (0.01, 20.0)
 
 
 def test_deformation_of_noise_does_not_fold_and_says_so() -> None:

@@ -83,26 +83,26 @@ def test_torch_and_compiled_path_end_in_the_same_place(linear: Array, scans: boo
     found = optimise(volumes(pair), linear, deformable=config)
     apart = np.linalg.norm(places(found.transform) - places(compiled.transform), axis=-1)
     assert apart.mean() < 0.1 * GRID.spacing_mm[0]
-    assert found.bending_mm2 == pytest.approx(compiled.bending_mm2, rel=0.05) != config.bending_mm2
+    assert found.weights == pytest.approx(compiled.weights, rel=0.05) != config.weights
     assert error_mm(found.transform) < 1.2 < 4 < error_mm(sitk.Transform(3, sitk.sitkIdentity))
 
 
-def test_weight_of_bending_is_that_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_those_given_but_on_the_last_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = []
 
     class Watched(BSplineField):
         def __init__(self, freeform: FreeForm, grid: Grid, both: tuple[float, float], device: Any) -> None:
             super().__init__(freeform, grid, both, device)
-            weights.extend([both[1]] if any(both) else [])
+            weights.extend([both] if any(both) else [])
 
     monkeypatch.setattr(instance, "BSplineField", Watched)
     config = DeformableConfig((48.0, 24.0, 12.0), (9, 9, 9))
     found = optimise(volumes(bent(IDENTITY)), IDENTITY, deformable=config)
-    assert weights == [60.0, 60.0, found.bending_mm2]
-    assert found.bending_mm2 != 60.0
+    assert weights == [config.weights, config.weights, found.weights]
+    assert found.weights not in (None, config.weights)
     weights.clear()
     optimise(volumes(bent(IDENTITY)), IDENTITY, deformable=replace(config, adaptive=False))
-    assert weights == [60.0, 60.0, 60.0]
+    assert weights == [config.weights] * 3
 
 
 def test_levels_are_those_of_the_compiled_path() -> None:
@@ -380,7 +380,7 @@ def test_bad_settings_are_told_in_one_line() -> None:
         DenseConfig(scales=(1.0, 0.5, 0.75))
     with pytest.raises(ConfigError, match="positive number"):
         InstanceConfig(weight=0.0)
-    with pytest.raises(ConfigError, match="give a TOML file or one of paper, same-patient"):
+    with pytest.raises(ConfigError, match="give a TOML file or one of paper"):
         load_settings("papier")
 
 

@@ -67,7 +67,7 @@ _SETTINGS: tuple[Decorator, ...] = (
     click.option(
         "--config",
         metavar="NAME|FILE",
-        help="TOML file with finer settings, or `same-patient`, `paper`; options go before.",
+        help="TOML file with finer settings, or `paper`; options go before.",
     ),
 )
 

@@ -80,18 +80,24 @@ class DeformableConfig:
     smallest_jacobian : float
         A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
     adaptive : bool
-        Whether the last level takes up to twice `bending_mm2` where the deformation has turned out smooth so far, as
-        between scans of one patient, and down to half of it where it has turned out rough, as between people.
+        Whether the last level has a third of `diffusion`, and a weight of bending that follows from the deformation so
+        far: up to twice `bending_mm2` where it is smooth, as between scans of one patient, and down to a sixteenth
+        where it is rough, as between people.
     """
 
     lattice_mm: tuple[float, ...] = (48.0, 24.0, 12.0, 6.0)
     iterations: tuple[int, ...] = (40, 40, 40, 40)
     diffusion: float = 0.3
-    bending_mm2: float = 60.0
+    bending_mm2: float = 75.0
     information: float = 0.5
     mixed: bool = True
     smallest_jacobian: float = 0.05
     adaptive: bool = True
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Those of diffusion and of bending energy (mm^2)."""
+        return self.diffusion, self.bending_mm2
 
     def __post_init__(self) -> None:
         if len(self.lattice_mm) != len(self.iterations) or not self.lattice_mm:

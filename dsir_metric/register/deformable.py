@@ -64,7 +64,8 @@ def fit_freeform(
         level = levels[max(0, len(levels) - count + k)]
         finer = FreeForm(domain, lattice_mm)
         if config.adaptive and 0 < k == count - 1:
-            weighted = replace(config, bending_mm2=freeform.adapted(coefficients, config.bending_mm2))
+            diffusion, bending_mm2 = freeform.adapted(coefficients, *config.weights)
+            weighted = replace(config, diffusion=diffusion, bending_mm2=bending_mm2)
         coarse, freeform = freeform.refine(coefficients, finer), finer
 
         def report(step: int, value: float, k: int = k) -> None:
@@ -74,7 +75,7 @@ def fit_freeform(
         coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
             remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
-    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), bending_mm2=weighted.bending_mm2)
+    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), weights=weighted.weights)
 
 
 def _level(

@@ -14,7 +14,10 @@ from dsir_metric.geometry import DisplacementField, Grid
 __all__ = ["FreeForm"]
 
 Array = NDArray[np.float64]
-_BENDING_PENALTY = 0.0127  # of a pair that the weight of bending suits, in units of the cosine; chosen on tuning pairs
+# Chosen on tuning pairs, of one patient and of two.
+_LEFT_OF_DIFFUSION = 1 / 3
+_BENDING_PENALTY = 0.0127  # of a pair that the weight of bending suits, in units of the cosine
+_ROUGHNESS_PER_MM6 = 1.7e-8  # up to which displacements look like those between scans of one patient
 
 
 def _cubic(t: Array, derivative: int) -> Array:
@@ -120,25 +123,38 @@ class FreeForm:
             half += weight * self.evaluate(coefficients, grams)
         return float((half * coefficients).sum()), 2 * half
 
-    def adapted(self, coefficients: Array, bending_mm2: float) -> float:
-        """Weight of bending for a finer lattice, between half and twice that with which `coefficients` were found.
+    def adapted(self, coefficients: Array, diffusion: float, bending_mm2: float) -> tuple[float, float]:
+        """Weights of smoothness for a finer lattice, from what they have left in `coefficients` of a coarser one.
 
-        Were displacements drawn from the prior that a weight w stands for, w times the bending energy E would be the
-        same for every pair. It is not: where it is small, a heavier weight had done, where it is large, the pair asks
-        for a lighter one. As E falls about with the square root of w, w E is as it should be at w (b / (w E))^2.
+        Diffusion holds displacements where descriptors say little. On a lattice that starts near the truth it is in the
+        way, as every stretch costs: a third of it is left.
+
+        Were displacements drawn from the prior that a weight w of bending stands for, its penalty p = w E, with E the
+        bending energy, would be the same for every pair. It is not: where it is small, a heavier weight had done, where
+        it is large, the pair asks for a lighter one. As E falls about with the square root of w, p is as it should be
+        at w (b / p)^2; this factor is held between 1/2 and 2.
+
+        Between people displacements have short waves too, which such weights all but hide. What is left of them shows
+        in E / D, with D the mean squared gradient: the mean squared wave number. Where p (E / D)^3 is above what scans
+        of one patient have, however far apart they lie, the weight falls with its fifth power, to w / 16 at most.
 
         Parameters
         ----------
         coefficients : ndarray of float64, shape (3, cz, cy, cx), mm
-        bending_mm2 : float
-            The weight w, in mm^2.
+        diffusion, bending_mm2 : float
+            Those they were found with; bending in mm^2.
 
         Returns
         -------
-        float, mm^2.
+        diffusion, bending_mm2 : float
         """
-        penalty, _ = self.smoothness(coefficients, 0.0, bending_mm2)
-        return bending_mm2 * min(max((_BENDING_PENALTY / max(penalty, 1e-9)) ** 2, 0.5), 2.0)
+        energy, _ = self.smoothness(coefficients, 0.0, 1.0)
+        gradient, _ = self.smoothness(coefficients, 1.0, 0.0)
+        penalty = max(bending_mm2 * energy, 1e-9)
+        size = min(max((_BENDING_PENALTY / penalty) ** 2, 0.5), 2.0)
+        roughness = penalty * (energy / max(gradient, 1e-12)) ** 3
+        length = (_ROUGHNESS_PER_MM6 / max(roughness, _ROUGHNESS_PER_MM6)) ** 5
+        return _LEFT_OF_DIFFUSION * diffusion, max(size * length, 1 / 16) * bending_mm2
 
     def refine(self, coefficients: Array, finer: FreeForm) -> Array:
         """Coefficients on a `finer` lattice over the same box with (nearly) the same displacement: least squares."""

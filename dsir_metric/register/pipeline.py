@@ -186,7 +186,7 @@ def _told(problem: Problem, guard: Guard, state: State) -> dict[str, object]:
     return {
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
-        "bending_mm2": state.bending_mm2,
+        **dict(zip(("diffusion", "bending_mm2"), state.weights or (None, None), strict=True)),
         "working_spacing_mm": finest.spacing_mm,
         "fixed_representation": dict(finest.fixed.provenance),
         "moving_representation": dict(finest.moving.provenance),

@@ -76,14 +76,14 @@ class Deformation:
         What the user should know of how it was found.
     inverse : sitk.Transform, optional
         The inverse, from those that have one.
-    bending_mm2 : float, optional
-        The weight of bending energy at the last lattice, from those that have one.
+    weights : (float, float), optional
+        Those of diffusion and bending energy (mm^2) at the last lattice, from those that have one.
     """
 
     transform: sitk.Transform
     remark: str = ""
     inverse: sitk.Transform | None = None
-    bending_mm2: float | None = None
+    weights: tuple[float, float] | None = None
 
 
 class Report(Protocol):

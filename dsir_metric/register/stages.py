@@ -51,11 +51,13 @@ def _deformable(problem: Problem, state: State, report: Report) -> tuple[State, 
 
 def _refine(problem: Problem, state: State, report: Report) -> tuple[State, str]:
     config, grid = problem.config, problem.levels[-1].fixed.grid
+    diffusion, bending_mm2 = state.weights or config.deformable.weights
     last = replace(
         config.deformable,
         lattice_mm=config.deformable.lattice_mm[-1:],
         iterations=(config.refine.iterations,),
-        bending_mm2=state.bending_mm2 or config.deformable.bending_mm2,
+        diffusion=diffusion,
+        bending_mm2=bending_mm2,
     )
     start = None
     if state.displacement is not None:
@@ -81,7 +83,7 @@ def _fitted(problem: Problem, state: State, transform: sitk.Transform, report: R
 
 
 def _with_displacement(state: State, found: Deformation) -> State:
-    return replace(state, displacement=found.transform, inverse=found.inverse, bending_mm2=found.bending_mm2)
+    return replace(state, displacement=found.transform, inverse=found.inverse, weights=found.weights)
 
 
 def _with_linear(state: State, matrix: Points) -> State:

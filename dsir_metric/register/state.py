@@ -35,15 +35,15 @@ class State:
         An initial transform that is no linear one; it is kept as it came.
     inverse : sitk.Transform, optional
         The inverse of `displacement`, where it is known.
-    bending_mm2 : float, optional
-        The weight of bending energy that `displacement` was found with.
+    weights : (float, float), optional
+        Those of diffusion and bending energy (mm^2) that `displacement` was found with.
     """
 
     linear: Matrix = field(default_factory=lambda: np.eye(4))
     displacement: sitk.Transform | None = None
     after: sitk.Transform | None = None
     inverse: sitk.Transform | None = None
-    bending_mm2: float | None = None
+    weights: tuple[float, float] | None = None
 
     def map(self, points_mm: Points) -> Points:
         """Points (n, 3) under the part that the stages change, that is, all but `after`."""

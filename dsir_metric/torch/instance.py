@@ -84,17 +84,17 @@ def _bspline(
     device, domain = finest.fixed.device, finest.fixed_grid.padded(1)
     freeform = FreeForm(domain, config.lattice_mm[0])
     coefficients = np.zeros(freeform.shape) if start is None else freeform.approximate(start)
-    bending, remarks, count = config.bending_mm2, [], len(config.lattice_mm)
+    weights, remarks, count = config.weights, [], len(config.lattice_mm)
     adaptive, flow = config.adaptive and instance.metric == "dns", domain
     information = config.information if instance.metric == "dns" and finest.scans else 0.0
     for k, (volumes, lattice_mm) in enumerate(zip(_pyramid(finest, count), config.lattice_mm, strict=True)):
         finer = FreeForm(domain, lattice_mm)
         if adaptive and 0 < k == count - 1:
-            bending = freeform.adapted(coefficients, bending)
+            weights = freeform.adapted(coefficients, *config.weights)
         coefficients, freeform = freeform.refine(coefficients, finer), finer
         flow = _flow_grid(domain, volumes.fixed_grid, lattice_mm)
         points = _Points(volumes, linear, flow if instance.velocity else None)
-        field = BSplineField(freeform, points.grid, (config.diffusion, bending), device)
+        field = BSplineField(freeform, points.grid, weights, device)
         report = _level_report(on_iteration, k, count, config.iterations[k])
         loss = _Loss(points, field, instance, report, information)
         coefficients = _lbfgs(loss, coefficients, config.iterations[k], device)
@@ -104,7 +104,7 @@ def _bspline(
     if instance.velocity:
         field = BSplineField(freeform, flow, (0.0, 0.0), device)
         return _diffeomorphism(field.values(_tensor(coefficients, device)), flow)
-    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), bending_mm2=bending)
+    return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), weights=weights)
 
 
 def _dense(
