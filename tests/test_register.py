@@ -201,7 +201,7 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(
     far = register(pair.fixed, away, config, initial_transform=field)
     back = sitk.CompositeTransform([there.GetInverse(), far.transform])
     assert near.undone == far.undone == ()
-    assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.2  # of 4.5 mm: last bits of a start take it 0.1 apart
+    assert apart_mm(near.transform, back, Grid.of(pair.fixed)) < 0.2  # of 4.5 mm; 0.1 is what last bits of a start do
     assert pair.error_mm(back) == pytest.approx(pair.error_mm(near.transform), rel=0.01)
     assert pair.error_mm(near.transform) < pair.error_mm(IDENTITY)
 
