@@ -144,11 +144,12 @@ def test_weight_of_bending_falls_where_waves_are_short() -> None:
 
 def test_weight_of_bending_falls_with_the_fifth_power_of_the_roughness() -> None:
     """Roughness goes with the penalty and the cube of the mean squared wave number."""
-    squared = (2 * np.pi * 6 / 320) ** 2
-    limit = 1.7e-8 / squared**3
-    for share, expected in ((0.9, 2.0), (1.0, 2.0), (1.1, 2.0 / 1.1**5), (1.3, 2.0 / 1.3**5)):  # twice: waves are small
-        found = bending(waves(320.0 / 6, share * limit)) / SUITS_MM2
-        assert found == pytest.approx(expected, rel=0.12)  # a spline's waves are 0.6 % off, to the fifteenth power
+    ones = waves(320.0 / 6, 1.0)
+    squared = HEAD.smoothness(ones, 0.0, 1.0)[0] / HEAD.smoothness(ones, 1.0, 0.0)[0]
+    assert squared == pytest.approx((2 * np.pi * 6 / 320) ** 2, rel=0.01)
+    for share, expected in ((0.9, 2.0), (0.999, 2.0), (1.1, 2.0 / 1.1**5), (1.3, 2.0 / 1.3**5)):  # twice for its size
+        found = bending(waves(320.0 / 6, share * 1.7e-8 / squared**3)) / SUITS_MM2
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("lattice_mm", "tolerance"), [(3.25, 1e-9), (2.6, 0.02)])
