@@ -15,7 +15,7 @@ __all__ = ["FreeForm"]
 
 Array = NDArray[np.float64]
 # Chosen on tuning pairs, of one patient and of two.
-_LEFT_OF_DIFFUSION = 1 / 3
+_DIFFUSION_SHARE = 1 / 3
 _BENDING_PENALTY = 0.0127  # of a pair that the weight of bending suits, in units of the cosine
 _ROUGHNESS_PER_MM6 = 1.7e-8  # up to which displacements look like those between scans of one patient
 
@@ -154,7 +154,7 @@ class FreeForm:
         size = min(max((_BENDING_PENALTY / penalty) ** 2, 0.5), 2.0)
         roughness = penalty * (energy / max(gradient, 1e-12)) ** 3
         length = (_ROUGHNESS_PER_MM6 / max(roughness, _ROUGHNESS_PER_MM6)) ** 5
-        return _LEFT_OF_DIFFUSION * diffusion, max(size * length, 1 / 16) * bending_mm2
+        return _DIFFUSION_SHARE * diffusion, max(size * length, 1 / 16) * bending_mm2
 
     def refine(self, coefficients: Array, finer: FreeForm) -> Array:
         """Coefficients on a `finer` lattice over the same box with (nearly) the same displacement: least squares."""

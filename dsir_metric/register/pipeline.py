@@ -183,10 +183,12 @@ def _register(
 def _told(problem: Problem, guard: Guard, state: State) -> dict[str, object]:
     """What the result says of the representations, and of how the scans lie in the end."""
     finest = problem.levels[-1]
+    diffusion, bending_mm2 = state.weights or (None, None)
     return {
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
-        **dict(zip(("diffusion", "bending_mm2"), state.weights or (None, None), strict=True)),
+        "diffusion": diffusion,
+        "bending_mm2": bending_mm2,
         "working_spacing_mm": finest.spacing_mm,
         "fixed_representation": dict(finest.fixed.provenance),
         "moving_representation": dict(finest.moving.provenance),
