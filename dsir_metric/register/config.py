@@ -44,6 +44,8 @@ class SearchConfig:
     significance : float
         The best of them is taken only if its mean cosine exceeds that of the refined start by this many standard
         deviations of the mean cosine over the whole lattice: of many wrong poses one always looks good.
+    orientations : bool
+        Whether all orientations and places are searched where the pose is not clearly better than chance.
     """
 
     rotation_deg: float = 24.0
@@ -53,6 +55,7 @@ class SearchConfig:
     points: int = 600
     candidates: int = 6
     significance: float = 3.0
+    orientations: bool = True
 
     def __post_init__(self) -> None:
         if self.rotation_step_deg <= 0 or min(self.translation_steps, self.points, self.candidates) < 1:

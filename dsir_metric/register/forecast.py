@@ -7,6 +7,7 @@ from math import prod
 from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import Grid
 from dsir_metric.register.config import RegisterConfig
+from dsir_metric.register.orientation import LARGEST, coarse_bytes
 from dsir_metric.represent.forecast import Forecast
 from dsir_metric.represent.pair import finer_spacing, parallel, shared_spacing, working_grids
 from dsir_metric.represent.plan import PROCESS_BYTES, Plan
@@ -18,6 +19,7 @@ __all__ = [
     "levels_bytes",
     "memory_left",
     "open_representer",
+    "orienting_bytes",
     "turning_bytes",
     "within_memory",
 ]
@@ -133,6 +135,24 @@ def turning_bytes(
     return beside + max(
         PROCESS_BYTES + held + 4 * make.card.channels * prod(turned.size) + _TURNED * prod(moving.size),
         make.least_bytes(turned, held + _working(turned, make)),
+    )
+
+
+def orienting_bytes(
+    fixed: Grid, moving: Grid, working: tuple[Grid, Grid], make: Representer, *, shared: bool = False
+) -> int:
+    """The least memory to search all orientations beside all levels on `working` grids.
+
+    Parameters
+    ----------
+    fixed, moving, working, make, shared
+        See `turning_bytes`.
+    """
+    channels, beside = make.card.channels, _beside(fixed, moving, shared)
+    held = levels_bytes(working, channels) + coarse_bytes(channels)
+    return beside + max(
+        PROCESS_BYTES + held + _TURNED * max(prod(fixed.size), prod(moving.size)),
+        make.least_bytes(LARGEST, held + _working(LARGEST, make)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsir_metric.metric.transforms import point_map
+from dsir_metric.register.chance import Margin, margin
 from dsir_metric.register.pair import Level
 from dsir_metric.register.state import Points, State
 
@@ -12,6 +13,7 @@ __all__ = ["Guard", "scans_objection"]
 
 _LEAST_SCALE, _MOST_SCALE = 0.6, 1.6
 _LEAST_OVERLAP = 0.25
+_FEW_POINTS = 3000  # enough to tell a pose from chance
 _LEAST_TOLD = 0.98  # of normalised mutual information - 1
 
 
@@ -29,11 +31,16 @@ class Guard:
 
     def __init__(self, level: Level, points: int, seed: int) -> None:
         self._metric = level.metric(points, seed)
+        self._few, self._seed = level.metric(_FEW_POINTS, seed), seed
         self._moving, self._after = level.moving.grid, level.after
 
     def score(self, state: State) -> float:
         """Mean cosine; a point that leaves the moving image or its mask counts 0, so that leaving never pays."""
         return float(self._metric.agreements(self._points(state)[None])[0])
+
+    def margin(self, state: State) -> Margin:
+        """Agreement over the points that both scans show, against chance."""
+        return margin(self._few, state.map(self._few.points_mm), self._seed)
 
     def overlap(self, state: State) -> float:
         """Share of the points that fall inside the box of the moving image."""

@@ -20,10 +20,19 @@ from dsir_metric.geometry import Grid, jacobian_statistics, rotation
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
+from dsir_metric.register.chance import Margin
 from dsir_metric.register.config import RegisterConfig, Stage
-from dsir_metric.register.forecast import finer_bytes, levels_bytes, open_representer, turning_bytes, within_memory
+from dsir_metric.register.forecast import (
+    finer_bytes,
+    levels_bytes,
+    open_representer,
+    orienting_bytes,
+    turning_bytes,
+    within_memory,
+)
 from dsir_metric.register.guard import Guard, scans_objection
 from dsir_metric.register.linear import affine_matrix
+from dsir_metric.register.orientation import Oriented, oriented
 from dsir_metric.register.pair import Level, pyramid
 from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
@@ -37,10 +46,19 @@ from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_gri
 __all__ = ["register"]
 
 OnProgress = Callable[[Progress], None]
-_DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree better than this, noise does not
-_DOUBT = "the scans agree little at the end (mean cosine {:.2f}): look at the overlay before you trust the result"
+_DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree better than this
+_GAIN = 0.1  # above chance: what another orientation must agree better by, a third of what is clear
+_DOUBT = "the scans agree little where both show something (mean cosine {:.2f}): look at the overlay"
+_CHANCE = (
+    "{} clearly better than chance: the mean cosine is {:.2f} where both scans show something, and {:.2f} at wrong "
+    "poses; look at the overlay, and give an initial transform if it is wrong"
+)
+_LITTLE = "the moving scan covers {:.0f} % of what the fixed scan shows: elsewhere the transform is a guess"
+_LEAST_COVERED = 0.25
+_SEARCHED = "all orientations were searched, for the first pose was not surely better than chance"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
+_NOT_SEARCHED = "the pose is not clearly better than chance; {:.0f} MB of memory would let all orientations be searched"
 _COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
 _SHARE: dict[str, float] = {
@@ -140,7 +158,7 @@ def _register(
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports: list[StageReport] = []
-    turner = make
+    turner, searched = make, None
     for name in stages:
         if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
@@ -157,20 +175,27 @@ def _register(
             state, report, needed = _refined(problem, guard, state, fixed, moving, make, clock)
             again += needed
             reports += report
-            warnings += [_COARSE.format(needed[0] / 1e6)] if _exceed(config, needed) else []
+            warnings += _lacking(_COARSE, config, needed)
         else:
             state, only = _stage(name, problem, guard, state, clock)
             reports.append(only)
+        if name == "search" and make is not None:
+            problem, guard, state, needed, searched = _oriented(problem, guard, state, fixed, moving, make, clock)
+            again += needed
+            warnings += _lacking(_NOT_SEARCHED, config, needed)
+            if searched is not None:
+                reports[-1] = replace(reports[-1], remark=_SEARCHED, cosine_after=guard.score(state))
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
-    cosine, details = guard.score(state), _told(problem, guard, state)
+    details = _told(problem, guard, state)
+    warnings += _doubts(guard.margin(state), guard.overlap(state), searched)
+    warnings += [f"the {r.name} stage was {r.remark}" for r in reports if not (r.kept or r.name == "refine")]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
     details |= {
-        "mean_cosine": cosine,
         "again_bytes": again,
-        "warnings": [*dict.fromkeys(warnings), *_warnings(cosine, jacobian["folded_percent"])],
+        "warnings": [*dict.fromkeys(warnings), *_folded(jacobian["folded_percent"])],
         "jacobian": jacobian,
         "seconds": clock.seconds,
         "config": to_dict(config),
@@ -182,9 +207,13 @@ def _register(
 
 def _told(problem: Problem, guard: Guard, state: State) -> dict[str, object]:
     """What the result says of the representations, and of how the scans lie in the end."""
-    finest = problem.levels[-1]
+    finest, margin = problem.levels[-1], guard.margin(state)
     diffusion, bending_mm2 = state.weights or (None, None)
     return {
+        "mean_cosine": guard.score(state),
+        "agreement": margin.agreement,
+        "chance": margin.chance,
+        "above_chance": margin.above,
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
         "diffusion": diffusion,
@@ -222,7 +251,8 @@ class _Clock:
 
     def tell(self, fraction: float, metric: float | None) -> None:
         """Report `fraction` of the current stage."""
-        overall = self._done + self._share[self._name] * min(fraction, 1.0)
+        share = 0.0 if self._name in self.seconds else self._share[self._name]  # done before: this is beyond the plan
+        overall = self._done + share * min(fraction, 1.0)
         self._on_progress(Progress(self._name, min(overall, 1.0), metric))
 
     def finish(self) -> None:
@@ -270,6 +300,45 @@ def _prepare(
 def _exceed(config: RegisterConfig, needed: list[int]) -> bool:
     """Whether something needed more bytes than there are."""
     return config.memory_bytes is not None and max(needed, default=0) > config.memory_bytes
+
+
+def _lacking(text: str, config: RegisterConfig, needed: list[int]) -> list[str]:
+    """The warning `text` with the MB that would have been needed, where they exceed the memory."""
+    return [text.format(needed[0] / 1e6)] if _exceed(config, needed) else []
+
+
+def _oriented(
+    problem: Problem,
+    guard: Guard,
+    state: State,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    make: PairRepresenter,
+    clock: _Clock,
+) -> tuple[Problem, Guard, State, list[int], Oriented | None]:
+    """The best pose of all orientations, where the present one is not surely better than chance.
+
+    It is taken if it is further above chance by a clear gain, with the moving side along axes turned like it. Behind a
+    transform that is not linear orientations are not searched; nor where memory forbids. The bytes that it takes come
+    with it, if it was to be done, and what the search says, if it was done.
+    """
+    config, now = problem.config, guard.margin(state)
+    if now.sure or not config.search.orientations or state.after is not None:
+        return problem, guard, state, [], None
+    finest = problem.levels[-1]
+    working = (finest.fixed.grid, finest.moving.grid)
+    needed = orienting_bytes(Grid.of(fixed), Grid.of(moving), working, make.representer, shared=make.shared)
+    if _exceed(config, [needed]):
+        return problem, guard, state, [needed], None
+    with clock.stage("search"):
+        found = oriented(fixed, moving, problem, state.linear, make, clock.tell)
+        other = replace(state, linear=found.matrix)
+        there, judge, turning = _along(problem, guard, other, fixed, moving, make)
+        then = judge.margin(other)
+    better = then.shared > 0 and (then.above or 0.0) >= (now.above or 0.0) + _GAIN
+    if better:
+        problem, guard, state = there, judge, other
+    return problem, guard, state, [needed, *turning], found
 
 
 def _along(
@@ -369,9 +438,19 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> 
     return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
-def _warnings(cosine: float, folded_percent: float) -> list[str]:
-    doubt = [] if cosine >= _DOUBTFUL else [_DOUBT.format(cosine)]
-    return doubt if folded_percent == 0 else [*doubt, _FOLDED.format(folded_percent)]
+def _doubts(margin: Margin, overlap: float, searched: Oriented | None) -> list[str]:
+    """What is to be said of the agreement and of the overlap at the end."""
+    doubts = []
+    if not margin.clear or (searched is not None and not searched.clear):
+        pose = "the pose is not" if searched is None else "no pose is"
+        doubts.append(_CHANCE.format(pose, margin.agreement, margin.chance or 0.0))
+    elif margin.agreement < _DOUBTFUL:
+        doubts.append(_DOUBT.format(margin.agreement))
+    return [*doubts, _LITTLE.format(100 * overlap)] if overlap < _LEAST_COVERED else doubts
+
+
+def _folded(percent: float) -> list[str]:
+    return [] if percent == 0 else [_FOLDED.format(percent)]
 
 
 def _versions() -> dict[str, str]:

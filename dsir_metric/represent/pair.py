@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -88,6 +89,13 @@ class PairRepresenter:
     def turned(self, moving: sitk.Image, fixed: Grid, rotation: NDArray[np.float64], held: int = 0) -> Representation:
         """The moving scan along turned axes, see `represent_turned`; it suits this pair alone, so no cache has it."""
         return represent_turned(moving, fixed, rotation, self.representer, self.moving_intensity, held=held)
+
+    def along(
+        self, image: sitk.Image, grid: Grid, frame: Grid, side: Literal["fixed", "moving"], held: int = 0
+    ) -> Representation:
+        """The fixed or the moving scan on `grid`, shown to the network as if its axes were those of `frame`."""
+        rule = self.fixed_intensity if side == "fixed" else self.moving_intensity
+        return _represent_along(image, grid, frame, self.representer, rule, held)
 
     def finer(
         self,
