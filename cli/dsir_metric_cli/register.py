@@ -27,7 +27,7 @@ from dsir_metric_cli.options import (
 )
 from dsir_metric_cli.progress import progress_bar, summarise
 
-__all__ = ["Job", "command", "ending_option", "run", "settings", "settings_options"]
+__all__ = ["Job", "command", "ending_option", "fill_option", "run", "settings", "settings_options"]
 
 # Options that belong to a table of the settings.
 _IN_TABLES = {
@@ -46,6 +46,13 @@ ending_option: Decorator = click.option(
     default=".nii.gz",
     show_default=True,
     help="Of the moved images.",
+)
+
+fill_option: Decorator = click.option(
+    "--fill",
+    type=float,
+    metavar="VALUE",
+    help="Of the moved scan outside the moving one.  [default: its background]",
 )
 
 _SETTINGS: tuple[Decorator, ...] = (
@@ -89,6 +96,7 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
 @ending_option
+@fill_option
 @settings_options
 @memory_option
 @dry_run_option

@@ -15,6 +15,7 @@ from dsir_metric.errors import ConfigError, GeometryError
 from dsir_metric.evaluate import dice
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
+from dsir_metric.represent.background import background, check_fill
 
 __all__ = ["INPUTS", "Job", "Scans"]
 
@@ -37,6 +38,8 @@ class Job:
         Maps fixed to moving points.
     ending : str
         Of the images that are written, one of `dsir_metric.io.IMAGE_ENDINGS`.
+    fill : float, optional
+        Value of the moved scan outside the moving one; its background by default.
 
     Raises
     ------
@@ -53,6 +56,7 @@ class Job:
     moving_labels: Path | None = None
     initial_transform: Path | None = None
     ending: str = ".nii.gz"
+    fill: float | None = None
 
     def __post_init__(self) -> None:
         if self.ending not in io.IMAGE_ENDINGS:
@@ -79,6 +83,8 @@ class Job:
         ------
         DataError, ShapeError, GeometryError
             See `dsir_metric.io`; GeometryError also if labels lie elsewhere than their scan.
+        ConfigError
+            If the moving scan cannot hold the value `fill`.
         """
         fixed, moving = io.read_image(self.fixed), io.read_image(self.moving)
         fixed_mask = io.read_mask(self.fixed_mask, Grid.of(fixed)) if self.fixed_mask else None
@@ -86,6 +92,8 @@ class Job:
         initial = io.read_transform(self.initial_transform) if self.initial_transform else None
         moving_labels = io.read_labels(self.moving_labels) if self.moving_labels else None
         fixed_labels = io.read_labels(self.fixed_labels) if self.fixed_labels else None
+        if self.fill is not None:
+            check_fill(self.fill, moving)
         if fixed_labels is not None and not Grid.of(fixed_labels).matches(Grid.of(fixed)):
             raise GeometryError(
                 f"{self.fixed_labels}: the labels lie on another grid than the fixed scan; resample them onto it"
@@ -120,7 +128,8 @@ class Job:
             If the folder refuses a file.
         """
         moved_labels = None if scans.moving_labels is None else result.moved(scans.moving_labels, labels=True)
-        report = result.to_dict() | {"files": to_dict(self)} | dict(more or {})
+        fill = background(scans.moving) if self.fill is None else self.fill
+        report = result.to_dict() | {"fill": fill, "files": to_dict(self)} | dict(more or {})
         if scans.fixed_labels is not None and moved_labels is not None and scans.moving_labels is not None:
             start = _nearest(scans.moving_labels, scans.fixed_labels)
             report["dice"] = {
@@ -130,7 +139,7 @@ class Job:
         io.write_registration(
             self.output,
             transform=result.transform,
-            moved=result.moved(scans.moving),
+            moved=result.moved(scans.moving, fill=fill),
             report=report,
             moved_labels=moved_labels,
             inverse=result.inverse,
@@ -139,7 +148,7 @@ class Job:
         return report
 
 
-INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending"))
+INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending", "fill"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,11 @@ class Pair:
 
 
 def read_pairs(
-    table: str | Path, output: str | Path, spacing_mm: float | None = None, ending: str = ".nii.gz"
+    table: str | Path,
+    output: str | Path,
+    spacing_mm: float | None = None,
+    ending: str = ".nii.gz",
+    fill: float | None = None,
 ) -> tuple[Pair, ...]:
     """Read a CSV file of pairs; look at every header it names.
 
@@ -69,7 +73,7 @@ def read_pairs(
         Each pair gets a folder in it.
     spacing_mm : float, optional
         Voxel size to work at, see `working_grids`.
-    ending : str
+    ending, fill
         Of the images that are written, see `Job`.
 
     Raises
@@ -87,7 +91,7 @@ def read_pairs(
     for number, row in _rows(path):
         told = f"{path}, row {number}"
         try:
-            job = _job(row, path.absolute().parent, folder, ending)
+            job = _job(row, path.absolute().parent, folder, ending, fill)
             name = job.output.name
             if name.casefold() in rows:
                 raise ConfigError(
@@ -140,7 +144,7 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
 
 
-def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
+def _job(row: dict[str, str], start: Path, output: Path, ending: str, fill: float | None) -> Job:
     files = {name: start / row[name] for name in INPUTS if row.get(name)}
     for name in ("fixed", "moving"):
         if name not in files:
@@ -151,7 +155,7 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
             f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
             "first"
         )
-    return Job(output=output / name, ending=ending, **files)
+    return Job(output=output / name, ending=ending, fill=fill, **files)
 
 
 def _stem(path: Path) -> str:

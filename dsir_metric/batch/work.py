@@ -102,7 +102,7 @@ class Work:
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
         inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
-        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0], "fill": job.fill}
 
     def spacing(self, job: Job) -> tuple[float, str]:
         """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.

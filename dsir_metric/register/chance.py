@@ -19,8 +19,9 @@ _LEAST_DEG, _MOST_DEG = 40.0, 180.0  # descriptors of one anatomy hardly agree w
 _SHIFT = 0.2  # standard deviation of the shift of a wrong pose, in radii of gyration of the points
 _LEAST_SHARE = 0.5  # a wrong pose must keep this share of the overlap to be compared
 _LEAST_POSES = 10  # fewer wrong poses say nothing about chance
-# Measured on 4 mm voxels: 0.58 to 0.8 for brains that are registered right, 0.5 for a thorax, 0.3 to 0.4 for slabs of two
-# abdomens or of a neck; up to 0.38 for heads at a wrong pose, whose outlines agree; less than 0.28 for other wrong poses.
+# Measured on 4 mm voxels: 0.58 to 0.8 for brains that are registered right, 0.5 for a thorax, 0.3 to 0.4 for slabs of
+# two abdomens or of a neck; up to 0.38 for heads at a wrong pose, whose outlines agree; less than 0.28 for other wrong
+# poses.
 _CLEAR, _SURE = 0.3, 0.5
 
 

@@ -30,10 +30,11 @@ from dsir_metric.represent import PairRepresenter, Representation
 __all__ = ["LARGEST", "Oriented", "coarse_bytes", "oriented"]
 
 _ACROSS = 22.0  # voxels along the edge of a cube as large as the smaller body: 6 to 8 mm in a head
-_MOST_VOXELS = 40_000  # of the box around either body
+_MOST_VOXELS = 20_000  # of the box around either body
+_LEAST_COARSER = 1.5  # than the working voxels: small scans must not cost more than large ones
 _MARGIN_VOX = 2.0  # of that box: the outline is looked at from outside as well
 _LEAST_OVERLAP = 0.25  # of the smaller body
-_CANDIDATES, _FINALISTS, _TURNS = 8, 3, 5
+_CANDIDATES, _FINALISTS, _TURNS = 6, 3, 4
 _POINTS, _ITERATIONS = 3000, 40
 _SETTLED_DEG = 2.0
 _ELSEWHERE_DEG = 40.0  # descriptors of one anatomy hardly agree when it is turned further
@@ -183,7 +184,11 @@ def _coarse(fixed: sitk.Image, moving: sitk.Image, problem: Problem, make: PairR
     )
     axes = np.reshape(finest.fixed.grid.direction, (3, 3))
     boxes = [float(np.prod(np.ptp(points @ axes, axis=0))) for points in (seen, body_mm)]
-    edge = max(finest.spacing_mm, smaller ** (1 / 3) / _ACROSS, *((box / _MOST_VOXELS) ** (1 / 3) for box in boxes))
+    edge = max(
+        _LEAST_COARSER * finest.spacing_mm,
+        smaller ** (1 / 3) / _ACROSS,
+        *((box / _MOST_VOXELS) ** (1 / 3) for box in boxes),
+    )
     grid = _box(seen, axes, edge)
     mask = sitk.Resample(finest.fixed_mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
     first = make.along(fixed, grid, grid, "fixed")

@@ -146,12 +146,8 @@ def _register(
     warnings: list[str] = []
     again: list[int] = []  # bytes
     with clock.stage("represent"):
-        if isinstance(representations, tuple):
-            make, pair = None, representations
-        else:
-            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
-            warnings += [make.remark] if make.remark else []
-            pair = make(fixed, moving)
+        make, pair = _represented(fixed, moving, config, representations)
+        warnings += [make.remark] if make is not None and make.remark else []
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
         del pair
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
@@ -188,8 +184,9 @@ def _register(
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
-    details = _told(problem, guard, state)
-    warnings += _doubts(guard.margin(state), guard.overlap(state), searched)
+    details, margin = _told(problem, guard, state), guard.margin(state)
+    details |= {"agreement": margin.agreement, "chance": margin.chance, "above_chance": margin.above}
+    warnings += _doubts(margin, guard.overlap(state), searched)
     warnings += [f"the {r.name} stage was {r.remark}" for r in reports if not (r.kept or r.name == "refine")]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
@@ -207,13 +204,10 @@ def _register(
 
 def _told(problem: Problem, guard: Guard, state: State) -> dict[str, object]:
     """What the result says of the representations, and of how the scans lie in the end."""
-    finest, margin = problem.levels[-1], guard.margin(state)
+    finest = problem.levels[-1]
     diffusion, bending_mm2 = state.weights or (None, None)
     return {
         "mean_cosine": guard.score(state),
-        "agreement": margin.agreement,
-        "chance": margin.chance,
-        "above_chance": margin.above,
         "overlap": guard.overlap(state),
         "turned_deg": askew_deg(problem, np.eye(3)),
         "diffusion": diffusion,
@@ -275,6 +269,19 @@ def _representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> PairRepre
     if config.memory_bytes is not None:
         spacing, remark = within_memory(config, fixed, moving, representer)
     return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity, remark=remark)
+
+
+def _represented(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    config: RegisterConfig,
+    representations: tuple[Representation, Representation] | PairRepresenter | None,
+) -> tuple[PairRepresenter | None, tuple[Representation, Representation]]:
+    """Both representations, and what makes them; None where they came ready-made."""
+    if isinstance(representations, tuple):
+        return None, representations
+    make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
+    return make, make(fixed, moving)
 
 
 def _prepare(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import SimpleITK as sitk
 
 from dsir_metric.geometry import Grid
+from dsir_metric.represent.background import background, check_fill
 
 __all__ = ["Progress", "RegistrationResult", "StageReport"]
 
@@ -81,22 +82,32 @@ class RegistrationResult:
         """Names of the stages whose outcome was undone."""
         return tuple(s.name for s in self.stages if not s.kept)
 
-    def moved(self, image: sitk.Image, *, labels: bool = False) -> sitk.Image:
+    def moved(self, image: sitk.Image, *, labels: bool = False, fill: float | None = None) -> sitk.Image:
         """`image` (in the space of moving) on the fixed grid, resampled once.
 
         Parameters
         ----------
         image : sitk.Image
         labels : bool
-            Nearest neighbour for labels, linear otherwise; outside is the lowest value of `image` (0 for labels).
+            Nearest neighbour for labels, linear otherwise.
+        fill : float, optional
+            Value of what lies outside `image`; by default its background, see `dsir_metric.represent.background`, and
+            0 for labels.
 
         Returns
         -------
         sitk.Image
             Of the pixel type of `image`.
+
+        Raises
+        ------
+        ConfigError
+            If the pixel type of `image` cannot hold `fill`.
         """
         interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-        outside = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
+        if fill is None:
+            fill = 0.0 if labels else background(image)
+        outside = check_fill(fill, image)
         return sitk.Resample(image, self.fixed_grid.image(), self.transform, interpolator, outside, image.GetPixelID())
 
     def to_dict(self) -> dict[str, object]:
