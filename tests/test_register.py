@@ -98,11 +98,18 @@ def test_moved_labels(phantom: PhantomPair, found: RegistrationResult) -> None:
     assert np.mean(list(after.values())) > np.mean(list(before.values())) + 0.15
 
 
-def test_moved_image_has_its_lowest_value_outside(phantom: PhantomPair, found: RegistrationResult) -> None:
-    bright = phantom.moving + 300.0
+def test_moved_image_has_its_background_outside_or_what_is_asked_for(
+    phantom: PhantomPair, found: RegistrationResult
+) -> None:
+    head = sitk.GetArrayViewFromImage(phantom.moving_labels) > 0
+    values = sitk.GetArrayFromImage(phantom.moving)
+    signed = Grid.of(phantom.moving).stamp(sitk.GetImageFromArray(np.where(head, values - values[head].mean(), 7.0)))
     away = replace(found, transform=sitk.CompositeTransform([sitk.TranslationTransform(3, (1000.0, 0.0, 0.0))]))
-    lowest = sitk.GetArrayViewFromImage(bright).min()
-    assert (sitk.GetArrayFromImage(away.moved(bright)) == lowest).all()
+    assert (sitk.GetArrayFromImage(away.moved(signed)) == 7.0).all()
+    assert (sitk.GetArrayFromImage(away.moved(signed, fill=-3.5)) == -3.5).all()
+    assert (sitk.GetArrayFromImage(away.moved(phantom.moving_labels, labels=True)) == 0).all()
+    with pytest.raises(ConfigError, match="fill must be a whole number from 0 to 255"):
+        away.moved(phantom.moving_labels, labels=True, fill=-1.0)
 
 
 def test_result_is_fit_for_json(found: RegistrationResult) -> None:

@@ -61,6 +61,7 @@ _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be
 _NOT_SEARCHED = "the pose is not clearly better than chance; {:.0f} MB of memory would let all orientations be searched"
 _COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
+_FITS = ("rigid", "affine", "deformable")  # undone, they leave work undone; the search and refine may find nothing better
 _SHARE: dict[str, float] = {
     "represent": 0.5, "centre": 0.01, "search": 0.08, "rigid": 0.02, "affine": 0.02, "deformable": 0.2, "refine": 0.17
 }  # fmt: skip
@@ -187,7 +188,7 @@ def _register(
     details, margin = _told(problem, guard, state), guard.margin(state)
     details |= {"agreement": margin.agreement, "chance": margin.chance, "above_chance": margin.above}
     warnings += _doubts(margin, guard.overlap(state), searched)
-    warnings += [f"the {r.name} stage was {r.remark}" for r in reports if not (r.kept or r.name == "refine")]
+    warnings += [f"the {r.name} stage was {r.remark}" for r in reports if r.name in _FITS and not r.kept]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
     details |= {

@@ -12,14 +12,15 @@ from dsir_metric.represent.intensity import resolve_intensity
 __all__ = ["background", "check_fill"]
 
 _NEAR = 0.02  # of the range of the scan: as far as noise spreads the background
-_AIR_HU = -500.0  # as `resolve_intensity` knows air
+_FLAT_SHARE = 0.05  # of the faces with the very same value: no tissue has it
+_AIR_HU = -900.0  # lungs are brighter
 _LEAST_SHARE = 0.2  # of the faces that a background takes; tissue alone is spread over more of the range
 
 
 def background(image: sitk.Image) -> float:
     """The most frequent value on the faces of a scan, or its lowest value where no value is frequent there.
 
-    In CT it is the most frequent value of air.
+    In CT it is that of air, for the faces may all lie within the body.
 
     Anatomy varies from place to place and a background hardly does: it is the densest value among the voxels of the
     faces, whether it is dark (CT, MR), bright (an inverted scan) or between (signed scans that are 0 outside).
@@ -37,8 +38,11 @@ def background(image: sitk.Image) -> float:
     values = sitk.GetArrayViewFromImage(image)
     faces = np.sort(np.concatenate([values.take((0, -1), axis=k).ravel() for k in range(values.ndim)]))
     lowest, highest = float(values.min()), float(values.max())
+    flat, share = _most_frequent(faces)
+    if share >= _FLAT_SHARE:
+        return flat
     if lowest < _AIR_HU and resolve_intensity(values).kind == "ct":
-        air = faces[faces < _AIR_HU]  # the faces of a CT may lie within the body: soft tissue is as uniform as air
+        air = faces[faces < _AIR_HU]  # soft tissue is as uniform as air
         found = _densest(air) if len(air) else lowest
     else:
         densest = _densest(faces)
@@ -46,6 +50,13 @@ def background(image: sitk.Image) -> float:
         near = np.count_nonzero(np.abs(faces.astype(float) - densest) <= reach)
         found = densest if near >= _LEAST_SHARE * len(faces) else lowest
     return float(round(found)) if np.issubdtype(values.dtype, np.integer) else found
+
+
+def _most_frequent(values: NDArray[np.generic]) -> tuple[float, float]:
+    """The most frequent of sorted values, and its share of them."""
+    different, counts = np.unique(values, return_counts=True)
+    best = int(counts.argmax())
+    return float(different[best]), float(counts[best] / len(values))
 
 
 def check_fill(fill: float, image: sitk.Image) -> float:
