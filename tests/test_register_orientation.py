@@ -51,7 +51,6 @@ def test_one_orientation_lies_near_any() -> None:
     some = Rotation.random(200, random_state=0)
     nearest = [np.degrees((turns.inv() * one).magnitude().min()) for one in some]
     assert len(turns) == 72
-    assert np.allclose(_orientations()[0], np.eye(3))
     assert max(nearest) < 45.0
 
 
@@ -93,16 +92,15 @@ def test_a_head_that_lies_otherwise_is_found(turned: PhantomPair, found: Registr
     assert found.warnings == ()
 
 
-def test_the_same_head_is_told_where_orientations_are_not_searched(turned: PhantomPair) -> None:
+def test_the_same_head_is_not_found_where_orientations_are_not_searched(turned: PhantomPair) -> None:
     fixed_pose = register(turned.fixed, turned.moving, replace(CONFIG, search=SearchConfig(orientations=False)))
     assert turned.error_mm(fixed_pose.transform) > 20
-    assert "memory" not in str(fixed_pose.warnings)
-    assert fixed_pose.stages[1].remark == ""
+    assert "all orientations" not in fixed_pose.stages[1].remark
 
 
 @pytest.mark.parametrize("both", [True, False], ids=["noise and noise", "head and noise"])
 def test_no_pose_of_noise_is_better_than_chance(pair: PhantomPair, both: bool) -> None:
-    grid = Grid.of(pair.fixed)
+    grid = Grid.of(pair.fixed).resampled(8.0)
     came = register(noise(grid, 1) if both else pair.fixed, noise(grid, 2), CONFIG)
     assert "no pose is clearly better than chance" in came.warnings[0]
 
@@ -131,10 +129,9 @@ def test_an_undone_stage_is_told(pair: PhantomPair, monkeypatch: pytest.MonkeyPa
     assert "the deformable stage was undone: it mirrors the image" in came.warnings
 
 
-def test_orientations_are_not_searched_where_memory_forbids(
-    turned: PhantomPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_orientations_are_not_searched_where_memory_forbids(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "orienting_bytes", lambda *_, **__: 5_000_000_000)
-    came = register(turned.fixed, turned.moving, replace(CONFIG, memory_bytes=4_000_000_000))
+    stranger = noise(Grid.of(pair.moving), 2)
+    came = register(pair.fixed, stranger, replace(CONFIG, memory_bytes=4_000_000_000))
     assert any("5000 MB of memory would let all orientations be searched" in w for w in came.warnings)
     assert 5_000_000_000 in came.details["again_bytes"]

@@ -45,7 +45,8 @@ class SearchConfig:
         The best of them is taken only if its mean cosine exceeds that of the refined start by this many standard
         deviations of the mean cosine over the whole lattice: of many wrong poses one always looks good.
     orientations : bool
-        Whether all orientations and places are searched where the pose is not clearly better than chance.
+        Whether all orientations and places are searched where the pose is not surely better than chance, or another
+        orientation looks better.
     """
 
     rotation_deg: float = 24.0

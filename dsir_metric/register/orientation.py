@@ -26,10 +26,13 @@ from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Problem
 from dsir_metric.register.state import Matrix, Points, mapped
 from dsir_metric.represent import PairRepresenter, Representation
+from dsir_metric.represent.pair import resampled
 
-__all__ = ["LARGEST", "Oriented", "coarse_bytes", "oriented"]
+__all__ = ["ELSEWHERE_DEG", "LARGEST", "apart_deg", "coarse_bytes", "lead", "oriented"]
 
-_ACROSS = 22.0  # voxels along the edge of a cube as large as the smaller body: 6 to 8 mm in a head
+# Voxels along the edge of a cube as large as the smaller body, for the search and for the first look: 7 and 11 mm in a
+# head.
+_ACROSS, _ACROSS_FIRST = 22.0, 14.0
 _MOST_VOXELS = 20_000  # of the box around either body
 _LEAST_COARSER = 1.5  # than the working voxels: small scans must not cost more than large ones
 _MARGIN_VOX = 2.0  # of that box: the outline is looked at from outside as well
@@ -37,9 +40,7 @@ _LEAST_OVERLAP = 0.25  # of the smaller body
 _CANDIDATES, _FINALISTS, _TURNS = 6, 3, 4
 _POINTS, _ITERATIONS = 3000, 40
 _SETTLED_DEG = 2.0
-_ELSEWHERE_DEG = 40.0  # descriptors of one anatomy hardly agree when it is turned further
-# Measured: 0.2 to 0.3 for heads at the right pose, 0.04 or less where it was missed, and for abdomens and prostates.
-_CLEAR_LEAD = 0.1
+ELSEWHERE_DEG = 40.0  # descriptors of one anatomy hardly agree when it is turned further
 _TURNED_BOX = 3**1.5  # the box around a turned box has at most this many times its volume
 LARGEST = Grid((int((_TURNED_BOX * _MOST_VOXELS) ** (1 / 3)) + 1,) * 3)  # as many voxels as are represented at once
 
@@ -89,27 +90,6 @@ class _Candidate:
     matrix: Matrix
 
 
-@dataclass(frozen=True, eq=False)
-class Oriented:
-    """What a search over all orientations found.
-
-    Parameters
-    ----------
-    matrix : ndarray, shape (4, 4)
-        The best rigid pose, fixed to moving points, LPS mm.
-    lead : float
-        How much further above chance it is than the best pose that is turned against it by more than 40 degrees.
-    """
-
-    matrix: Matrix
-    lead: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether no other orientation is nearly as good."""
-        return self.lead >= _CLEAR_LEAD
-
-
 def oriented(
     fixed: sitk.Image,
     moving: sitk.Image,
@@ -117,8 +97,8 @@ def oriented(
     start: Matrix,
     make: PairRepresenter,
     report: Callable[[float, float], None],
-) -> Oriented:
-    """The rigid pose with the best agreement of all orientations and shifts, and of `start`.
+) -> list[Matrix]:
+    """The rigid poses with the best agreement of all orientations and shifts, and of `start`.
 
     All shifts are tried along 72 orientations, of which one lies within 45 degrees of any. From the best few a rigid
     fit and a new representation, along axes turned as that fit says, take turns until the pose settles.
@@ -137,9 +117,11 @@ def oriented(
 
     Returns
     -------
-    Oriented
+    list of ndarray, shape (4, 4)
+        The best few, best first, turned against each other by more than 40 degrees. Coarse voxels do not always tell
+        them apart: finer ones should.
     """
-    coarse = _coarse(fixed, moving, problem, make)
+    coarse = _coarse(fixed, moving, problem, make, _ACROSS)
     turns = _orientations()
     found = []
     for k, turn in enumerate(turns):
@@ -149,12 +131,35 @@ def oriented(
     poses = [start, *(c.matrix for c in found)]
     tried = [_fitted(coarse, pose) for pose in poses]
     report(0.8, -max(c.score for c in tried))
-    finalists = sorted(tried, key=lambda c: -c.score)[:_FINALISTS]
-    settled = [_settled(coarse, c) for c in finalists]
+    settled = [_settled(coarse, c) for c in sorted(tried, key=lambda c: -c.score)[:_FINALISTS]]
     report(1.0, -max(c.score for c in settled))
-    best = max(settled, key=lambda c: c.score)
-    rivals = [c.score for c in (*settled, *tried) if _apart_deg(c.matrix, best.matrix) > _ELSEWHERE_DEG]
-    return Oriented(best.matrix, best.score - max(rivals, default=0.0))
+    best: list[Matrix] = []
+    for candidate in sorted((*settled, *tried), key=lambda c: -c.score):
+        if all(apart_deg(candidate.matrix, other) > ELSEWHERE_DEG for other in best):
+            best.append(candidate.matrix)
+    return best[:_FINALISTS]
+
+
+def lead(fixed: sitk.Image, moving: sitk.Image, problem: Problem, start: Matrix, make: PairRepresenter) -> float:
+    """A first look at all orientations: how far that of `start` is ahead of the best other one.
+
+    Each is judged at its best shift. A body whose outline is nearly round agrees far above chance with itself upside
+    down; the right orientation still agrees better.
+
+    Parameters
+    ----------
+    fixed, moving, problem, start, make
+        See `oriented`.
+
+    Returns
+    -------
+    float
+        The difference of their agreement above chance.
+    """
+    coarse = _coarse(fixed, moving, problem, make, _ACROSS_FIRST)
+    own = rotation(start[:3, :3])
+    others = [own @ turn for turn in _orientations() if angle_deg(turn) > ELSEWHERE_DEG]
+    return _placed(coarse, own).score - max(_placed(coarse, turn).score for turn in others)
 
 
 def coarse_bytes(channels: int) -> int:
@@ -166,7 +171,7 @@ def coarse_bytes(channels: int) -> int:
 
 @lru_cache(maxsize=1)
 def _orientations() -> NDArray[np.float64]:
-    """The rotations of the cube, which exchange axes, and those of the icosahedron; (72, 3, 3), the identity first."""
+    """The rotations of the cube, which exchange axes, and those of the icosahedron; (72, 3, 3)."""
     both = Rotation.concatenate([Rotation.create_group("O"), Rotation.create_group("I")]).as_matrix()
     kept: list[NDArray[np.float64]] = []
     for turn in both:
@@ -175,8 +180,8 @@ def _orientations() -> NDArray[np.float64]:
     return np.array(kept)
 
 
-def _coarse(fixed: sitk.Image, moving: sitk.Image, problem: Problem, make: PairRepresenter) -> _Coarse:
-    """Both bodies, and the fixed scan in voxels as coarse as the smaller of them allows."""
+def _coarse(fixed: sitk.Image, moving: sitk.Image, problem: Problem, make: PairRepresenter, across: float) -> _Coarse:
+    """Both bodies, and the fixed scan in voxels of which `across` span the smaller of them."""
     finest = problem.levels[-1]
     seen, body_mm = (_voxels_mm(mask) for mask in (finest.fixed_mask, problem.moving_body))
     smaller = min(
@@ -186,12 +191,14 @@ def _coarse(fixed: sitk.Image, moving: sitk.Image, problem: Problem, make: PairR
     boxes = [float(np.prod(np.ptp(points @ axes, axis=0))) for points in (seen, body_mm)]
     edge = max(
         _LEAST_COARSER * finest.spacing_mm,
-        smaller ** (1 / 3) / _ACROSS,
+        smaller ** (1 / 3) / across,
         *((box / _MOST_VOXELS) ** (1 / 3) for box in boxes),
     )
     grid = _box(seen, axes, edge)
     mask = sitk.Resample(finest.fixed_mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
     first = make.along(fixed, grid, grid, "fixed")
+    small = Grid.of(moving).resampled(edge / 2)  # it is resampled for every orientation
+    moving = resampled(moving, small) if max(Grid.of(moving).spacing_mm) < edge / 2 else moving
     return _Coarse(first, mask, moving, problem.moving_body, body_mm, make, problem.pivot_mm, problem.config.seed)
 
 
@@ -266,12 +273,12 @@ def _settled(coarse: _Coarse, candidate: _Candidate) -> _Candidate:
         turned = _fitted(coarse, last.matrix)
         if turned.score > best.score:
             best = turned
-        if _apart_deg(last.matrix, turned.matrix) < _SETTLED_DEG:
+        if apart_deg(last.matrix, turned.matrix) < _SETTLED_DEG:
             break
         last = turned
     return best
 
 
-def _apart_deg(one: Matrix, other: Matrix) -> float:
+def apart_deg(one: Matrix, other: Matrix) -> float:
     """Angle between the rotations of two poses."""
     return angle_deg(rotation(one[:3, :3]).T @ rotation(other[:3, :3]))

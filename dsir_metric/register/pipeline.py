@@ -32,7 +32,7 @@ from dsir_metric.register.forecast import (
 )
 from dsir_metric.register.guard import Guard, scans_objection
 from dsir_metric.register.linear import affine_matrix
-from dsir_metric.register.orientation import Oriented, oriented
+from dsir_metric.register.orientation import ELSEWHERE_DEG, apart_deg, lead, oriented
 from dsir_metric.register.pair import Level, pyramid
 from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
@@ -55,13 +55,14 @@ _CHANCE = (
 )
 _LITTLE = "the moving scan covers {:.0f} % of what the fixed scan shows: elsewhere the transform is a guess"
 _LEAST_COVERED = 0.25
-_SEARCHED = "all orientations were searched, for the first pose was not surely better than chance"
+_SEARCHED = "all orientations were searched, for the first pose was not surely better"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
+_LEAD = 0.05  # above chance: what the pose must agree better by than at other orientations
 _NOT_SEARCHED = "the pose is not clearly better than chance; {:.0f} MB of memory would let all orientations be searched"
 _COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
-_FITS = ("rigid", "affine", "deformable")  # undone, they leave work undone; the search and refine may find nothing better
+_FITS = ("rigid", "affine", "deformable")  # what a user should know of where they are undone
 _SHARE: dict[str, float] = {
     "represent": 0.5, "centre": 0.01, "search": 0.08, "rigid": 0.02, "affine": 0.02, "deformable": 0.2, "refine": 0.17
 }  # fmt: skip
@@ -155,7 +156,8 @@ def _register(
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports: list[StageReport] = []
-    turner, searched = make, None
+    turner: PairRepresenter | None = make
+    ahead: float | None = None
     for name in stages:
         if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
@@ -177,17 +179,17 @@ def _register(
             state, only = _stage(name, problem, guard, state, clock)
             reports.append(only)
         if name == "search" and make is not None:
-            problem, guard, state, needed, searched = _oriented(problem, guard, state, fixed, moving, make, clock)
+            problem, guard, state, needed, ahead = _oriented(problem, guard, state, fixed, moving, make, clock)
             again += needed
-            warnings += _lacking(_NOT_SEARCHED, config, needed)
-            if searched is not None:
+            warnings += _lacking(_NOT_SEARCHED, config, [] if guard.margin(state).sure else needed)
+            if ahead is not None:
                 reports[-1] = replace(reports[-1], remark=_SEARCHED, cosine_after=guard.score(state))
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
     details, margin = _told(problem, guard, state), guard.margin(state)
     details |= {"agreement": margin.agreement, "chance": margin.chance, "above_chance": margin.above}
-    warnings += _doubts(margin, guard.overlap(state), searched)
+    warnings += _doubts(margin, guard.overlap(state), ahead)
     warnings += [f"the {r.name} stage was {r.remark}" for r in reports if r.name in _FITS and not r.kept]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
@@ -323,15 +325,15 @@ def _oriented(
     moving: sitk.Image,
     make: PairRepresenter,
     clock: _Clock,
-) -> tuple[Problem, Guard, State, list[int], Oriented | None]:
-    """The best pose of all orientations, where the present one is not surely better than chance.
+) -> tuple[Problem, Guard, State, list[int], float | None]:
+    """The best pose of all orientations, where the present one is not surely better than chance and than the others.
 
     It is taken if it is further above chance by a clear gain, with the moving side along axes turned like it. Behind a
     transform that is not linear orientations are not searched; nor where memory forbids. The bytes that it takes come
-    with it, if it was to be done, and what the search says, if it was done.
+    with it; and, if all were searched, how much further above chance the pose is than the best of other orientations.
     """
     config, now = problem.config, guard.margin(state)
-    if now.sure or not config.search.orientations or state.after is not None:
+    if not config.search.orientations or state.after is not None:
         return problem, guard, state, [], None
     finest = problem.levels[-1]
     working = (finest.fixed.grid, finest.moving.grid)
@@ -339,14 +341,31 @@ def _oriented(
     if _exceed(config, [needed]):
         return problem, guard, state, [needed], None
     with clock.stage("search"):
-        found = oriented(fixed, moving, problem, state.linear, make, clock.tell)
-        other = replace(state, linear=found.matrix)
-        there, judge, turning = _along(problem, guard, other, fixed, moving, make)
-        then = judge.margin(other)
-    better = then.shared > 0 and (then.above or 0.0) >= (now.above or 0.0) + _GAIN
-    if better:
-        problem, guard, state = there, judge, other
-    return problem, guard, state, [needed, *turning], found
+        if now.sure and lead(fixed, moving, problem, state.linear, make) >= 0:
+            return problem, guard, state, [needed], None
+        others = [replace(state, linear=m) for m in oriented(fixed, moving, problem, state.linear, make, clock.tell)]
+        there = [_seen_along(problem, guard, other, fixed, moving, make) for other in others]
+        best = int(np.argmax(there))
+        chosen = there[best] >= _height(now) + _GAIN
+        again = [needed]
+        if chosen:
+            state = others[best]
+            problem, guard, turning = _along(problem, guard, state, fixed, moving, make)
+            again += turning
+    rivals = [h for h, o in zip(there, others, strict=True) if apart_deg(o.linear, state.linear) > ELSEWHERE_DEG]
+    return problem, guard, state, again, _height(guard.margin(state)) - max(rivals, default=0.0)
+
+
+def _seen_along(
+    problem: Problem, guard: Guard, state: State, fixed: sitk.Image, moving: sitk.Image, make: PairRepresenter
+) -> float:
+    """How far above chance a pose is with the moving scan along axes turned like it."""
+    return _height(_along(problem, guard, state, fixed, moving, make)[1].margin(state))
+
+
+def _height(margin: Margin) -> float:
+    """How far above chance; 0 where it is unknown."""
+    return margin.above or 0.0
 
 
 def _along(
@@ -446,11 +465,11 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> 
     return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
-def _doubts(margin: Margin, overlap: float, searched: Oriented | None) -> list[str]:
+def _doubts(margin: Margin, overlap: float, ahead: float | None) -> list[str]:
     """What is to be said of the agreement and of the overlap at the end."""
     doubts = []
-    if not margin.clear or (searched is not None and not searched.clear):
-        pose = "the pose is not" if searched is None else "no pose is"
+    if not margin.clear or (ahead is not None and ahead < _LEAD):
+        pose = "the pose is not" if ahead is None else "no pose is"
         doubts.append(_CHANCE.format(pose, margin.agreement, margin.chance or 0.0))
     elif margin.agreement < _DOUBTFUL:
         doubts.append(_DOUBT.format(margin.agreement))
