@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,13 @@ from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.nifti import check_nifti, is_whole
 from dsir_metric.io.zarr import is_zarr, open_zarr, read_zarr
-from dsir_metric.io.zarr_write import write_zarr
+from dsir_metric.io.zarr_write import put_zarr, write_zarr
 
 __all__ = [
     "IMAGE_ENDINGS",
     "check_image",
     "check_mask",
+    "put_image",
     "read_grid",
     "read_image",
     "read_labels",
@@ -176,10 +176,24 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
         write_zarr(image, path)
         return
     with atomic(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
-        size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-        if temporary.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(temporary, size):
-            raise OSError(errno.ENOSPC, "not all of it was written; is the disk full?")
+        put_image(image, temporary)
+
+
+def put_image(image: sitk.Image, path: Path) -> None:
+    """Write an image into a file, or an empty folder, that appears when it is whole; see `write_together`.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        If it cannot be written.
+    """
+    if is_zarr(path):
+        put_zarr(image, path)
+        return
+    sitk.WriteImage(image, str(path), useCompression=True)
+    size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(path, size):
+        raise RuntimeError("ITK wrote a part of it and did not say why")
 
 
 def _present(path: Path) -> Path:

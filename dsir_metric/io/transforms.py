@@ -9,10 +9,12 @@ import SimpleITK as sitk
 
 from dsir_metric.errors import DataError, ShapeError
 from dsir_metric.io.atomic import atomic
+from dsir_metric.io.room import check_room
 
-__all__ = ["check_transform", "read_transform", "write_transform"]
+__all__ = ["check_transform", "put_transform", "read_transform", "write_transform"]
 
 _LEAST_DETERMINANT = 1e-6
+_PART_BYTES = 1 << 14  # of an HDF5 file beside the numbers, for each transform in it; measured: 9000 at most
 
 
 def read_transform(path: str | Path) -> sitk.Transform:
@@ -66,4 +68,28 @@ def write_transform(transform: sitk.Transform, path: str | Path) -> None:
         If the folder refuses the file or no format fits the ending.
     """
     with atomic(path) as temporary:
-        sitk.WriteTransform(transform, str(temporary))
+        put_transform(transform, temporary)
+
+
+def put_transform(transform: sitk.Transform, path: Path) -> None:
+    """Write a transform into a file that appears when it is whole; see `write_together`.
+
+    HDF5 crashes when the disk gets full while it writes, so it begins only where there is room.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        If it cannot be written.
+    """
+    check_room(path, _most_bytes(transform))
+    path.unlink()  # HDF5 locks the file that it writes, and refuses one that is locked
+    sitk.WriteTransform(transform, str(path))
+
+
+def _most_bytes(transform: sitk.Transform) -> int:
+    """Size of an HDF5 file of a transform, rather too large."""
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        parts = (transform.GetNthTransform(k) for k in range(transform.GetNumberOfTransforms()))
+        return _PART_BYTES + sum(map(_most_bytes, parts))
+    return _PART_BYTES + 8 * (transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters())
