@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsir_metric.errors import ConfigError, MissingDependencyError
+from dsir_metric.io import silenced
 
 if TYPE_CHECKING:
     from dsir_metric.represent.forecast import Forecast
@@ -104,7 +104,7 @@ def needs(extra: str) -> Iterator[None]:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep what C++ readers print about a bad file off the screen; the exception says it in one line.
+    """Keep what C++ code prints about a bad file or a full disk off the screen; the exception says it in one line.
 
     Warnings of Python are shown at the end. Does nothing with --debug.
     """
@@ -112,16 +112,10 @@ def hushed() -> Iterator[None]:
     if context is not None and context.meta.get(DEBUG):
         yield
         return
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as told, silenced():
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
         for warning in told:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 

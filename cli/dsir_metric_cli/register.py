@@ -107,7 +107,9 @@ def command(config: str | None, quiet: bool, dry_run: bool, **given: Any) -> Non
     if dry_run:
         foretell(job, settings(config, given))
     else:
-        run(job, settings(config, given), Console(stderr=True, quiet=quiet))
+        chosen = settings(config, given)
+        job.check_apart(chosen, config)
+        run(job, chosen, Console(stderr=True, quiet=quiet))
 
 
 def foretell(job: Job, config: RegisterConfig) -> None:
@@ -142,7 +144,8 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
         scans = job.read()
     with progress_bar(console) as show:
         result = scans.register(config, on_progress=show)
-    job.write(scans, result)
+    with hushed():
+        job.write(scans, result)
     summarise(result, console)
     console.print(f"wrote transform.h5, moved{job.ending} and result.json into {folder}", highlight=False)
     return result

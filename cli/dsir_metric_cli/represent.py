@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def command(
             raise ConfigError("--for needs two scans; give FIXED MOVING")
         if dry_run:
             raise ConfigError("--dry-run does not go with --for; try it with `dsir-metric register`")
-        write_pair(program, image, moving, output, Representer(**chosen, tile=tile), channels, spacing_mm, intensity)
+        representer = Representer(**chosen, tile=tile)
+        with hushed():
+            script = write_pair(program, image, moving, output, representer, channels, spacing_mm, intensity)
+        click.echo(f"wrote {script}", err=True)
         return
     if moving is not None or channels is not None or spacing_mm is not None:
         raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
@@ -70,6 +74,7 @@ def command(
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
     streamed, memory_bytes = output.suffix in io.STREAMED, given["memory_bytes"]
     if not dry_run:
+        io.check_apart([("the scan", image), *_model_file(given)], [output])
         io.prepare_folder(output.parent)
     if dry_run or memory_bytes is not None:
         with hushed():
@@ -84,6 +89,12 @@ def command(
     write(Representer(**chosen, tile=tile), image, intensity, output)
 
 
+def _model_file(given: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """The model, where it is a file of the user's."""
+    model = given["model"]
+    return [("the model", Path(model))] if model is not None and Path(model).is_file() else []
+
+
 def write_pair(
     program: str,
     fixed: Path,
@@ -93,19 +104,18 @@ def write_pair(
     channels: int | None,
     spacing_mm: float | None,
     intensity: str,
-) -> None:
-    """Write what `program` needs to register two scans."""
+) -> Path:
+    """Write what `program` needs to register two scans; the script that does it."""
     default = engine(program).channels
     io.prepare_folder(folder)
-    with hushed():
-        scans = io.read_image(fixed), io.read_image(moving)
+    scans = io.read_image(fixed), io.read_image(moving)
     pair = represent_pair(
         *scans, representer, spacing_mm=spacing_mm, fixed_intensity=intensity, moving_intensity=intensity
     )
     mask, body = (foreground(scan, r.grid) for scan, r in zip(scans, pair, strict=True))
     count = min(default, pair[0].channels) if channels is None else channels
     reduced = channel_pair(*pair, mask, body, count)
-    click.echo(f"wrote {write_files(program, reduced, folder, fixed, moving)}", err=True)
+    return write_files(program, reduced, folder, fixed, moving)
 
 
 def write(representer: Representer, image: Path, intensity: str, path: Path) -> None:
@@ -120,7 +130,8 @@ def write(representer: Representer, image: Path, intensity: str, path: Path) -> 
     representation = representer(scan, intensity)
     grid = representation.grid
     if path.suffix != ".npz":
-        io.write_image(representation.to_sitk(), path)
+        with hushed():
+            io.write_image(representation.to_sitk(), path)
         return
     with io.atomic(path) as temporary:
         np.savez(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dsir_metric.evaluate import dice
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
 
-__all__ = ["INPUTS", "Job", "Scans"]
+__all__ = ["INPUTS", "Job", "Scans", "settings_files"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,27 @@ class Job:
     def images(self) -> tuple[str, ...]:
         """Names of the images that are written."""
         return tuple(f"{name}{self.ending}" for name in ("moved", *(["moved_labels"] if self.moving_labels else [])))
+
+    def check_apart(self, config: RegisterConfig, settings: str | Path | None = None) -> None:
+        """See that no file that is read would be written over; nothing is read for that.
+
+        Parameters
+        ----------
+        config : RegisterConfig
+            Its models are read as well.
+        settings : str or Path, optional
+            The file that `config` came from, or the name of settings that ship.
+
+        Raises
+        ------
+        ConfigError
+            If one would be.
+        """
+        io.check_apart([*self.named_inputs(), *settings_files(config, settings)], io.registration_files(self.output))
+
+    def named_inputs(self) -> Iterator[tuple[str, Path]]:
+        """The files that are there to be read, as a message calls them."""
+        return ((f"the {name.replace('_', ' ')}", path) for name, path in self.inputs.items())
 
     def read(self) -> Scans:
         """Read every file, with every check.
@@ -137,6 +158,12 @@ class Job:
             ending=self.ending,
         )
         return report
+
+
+def settings_files(config: RegisterConfig, source: str | Path | None = None) -> list[tuple[str, Path]]:
+    """The files that settings were read from or name, as a message calls them; what ships with us has names only."""
+    named = {"the settings": source, "the model": config.model, "the network": config.lapirn.model}
+    return [(name, Path(file)) for name, file in named.items() if file is not None and Path(file).is_file()]
 
 
 INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending"))

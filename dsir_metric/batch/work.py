@@ -17,7 +17,7 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.errors import DataError, DsirError, ModelFileError
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -30,7 +30,6 @@ from dsir_metric.represent.zoo import model_path
 __all__ = ["Work"]
 
 _APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
-_IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,10 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent(job))
-        for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
-            io.remove(job.output / name)
         more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
-        return Outcome.of(job.output.name, "done", job.write(scans, result, more))
+        with io.silenced():
+            report = job.write(scans, result, more)
+        return Outcome.of(job.output.name, "done", report)
 
     def _represent(self, job: Job) -> PairRepresenter:
         config, (spacing, remark) = self.config, self.spacing(job)
@@ -187,11 +186,10 @@ def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
         report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
-        same = report["made_from"] == made_from
-        whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
-    except (OSError, ValueError, KeyError, TypeError):
+        same = report["made_from"] == made_from and set(job.images) <= set(report["outputs"])
+        return report if same and io.outputs_are_whole(job.output, report) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
         return None
-    return report if same and whole else None
 
 
 def _made_again_alike(report: dict[str, Any], memory_bytes: int | None) -> bool:

@@ -1,13 +1,14 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
 from dsir_metric.io.apart import check_apart
-from dsir_metric.io.atomic import atomic, prepare_folder, write_json, write_together
+from dsir_metric.io.atomic import atomic, prepare_folder, scratch_folder, write_json, write_together
 from dsir_metric.io.components import STREAMED, Boxes, FileArray, open_components, reserve
 from dsir_metric.io.digest import content_hash
 from dsir_metric.io.images import (
     IMAGE_ENDINGS,
     check_image,
     check_mask,
+    put_image,
     read_grid,
     read_image,
     read_labels,
@@ -41,6 +42,7 @@ __all__ = [
     "open_zarr",
     "outputs_are_whole",
     "prepare_folder",
+    "put_image",
     "read_grid",
     "read_image",
     "read_labels",
@@ -50,6 +52,7 @@ __all__ = [
     "registration_files",
     "remove",
     "reserve",
+    "scratch_folder",
     "silenced",
     "store_of",
     "sweep",

@@ -30,36 +30,38 @@ def check_apart(inputs: Iterable[tuple[str, Path]], outputs: Iterable[Path]) -> 
     ConfigError
         If an output and an input are one file, by whatever links, letter case or mounts.
     """
+    read = _read(inputs)
+    folders_read = {found for found, (_, path) in read.items() if path.is_dir()}
+    folders_written: dict[_Identity, Path] = {}
+    above = cache(_above)  # most files lie in a few folders
+    for output in outputs:
+        found = _identity(output)
+        if found is not None and found in read:
+            raise _refused(output, *read[found])
+        for folder in above(output.parent) & folders_read if folders_read else ():
+            raise _refused(output, *read[folder])
+        if found is not None and output.is_dir():
+            folders_written[found] = output
+    if folders_written:
+        for name, path in read.values():
+            for folder in above(path.parent) & folders_written.keys():
+                raise _refused(folders_written[folder], name, path)
+
+
+def _read(inputs: Iterable[tuple[str, Path]]) -> dict[_Identity, tuple[str, Path]]:
+    """Inputs that exist; of what lies in a Zarr store, the store."""
     read: dict[_Identity, tuple[str, Path]] = {}
     for name, path in inputs:
         path = store_of(path) if is_zarr(path) else path
         found = _identity(path)
         if found is not None:
             read.setdefault(found, (name, path))
-    folders_read = {found for found, (_, path) in read.items() if path.is_dir()}
-    folders_written: dict[_Identity, Path] = {}
-    above = cache(_above)  # most files lie in a few folders
-    for output in outputs:
-        found = _identity(output)
-        if found in read:
-            raise _refused(output, *read[found])
-        if found is not None and output.is_dir():
-            folders_written[found] = output
-        for folder in above(output.parent) if folders_read else ():
-            if folder in folders_read:
-                raise _refused(output, *read[folder])
-    for name, path in read.values():
-        for folder in above(path.parent) if folders_written else ():
-            if folder in folders_written:
-                raise _refused(folders_written[folder], name, path)
+    return read
 
 
 def _refused(output: Path, name: str, path: Path) -> ConfigError:
-    return ConfigError(
-        f"{output}: would be written over, but {name} {path} is read from it; choose another output"
-        if output == path
-        else f"{output}: would be written over, but it is, holds or lies in {name} {path}; choose another output"
-    )
+    what = name if path == output else f"{name} ({path})"
+    return ConfigError(f"{output}: would be written over {what}, which is read; choose another output")
 
 
 def _identity(path: Path) -> _Identity | None:
@@ -70,7 +72,7 @@ def _identity(path: Path) -> _Identity | None:
     return status.st_dev, status.st_ino
 
 
-def _above(folder: Path) -> list[_Identity]:
+def _above(folder: Path) -> frozenset[_Identity]:
     """A folder and all that it lies in, so far as they exist."""
     real = Path(os.path.realpath(folder))
-    return [found for found in map(_identity, (real, *real.parents)) if found is not None]
+    return frozenset(found for found in map(_identity, (real, *real.parents)) if found is not None)

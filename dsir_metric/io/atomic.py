@@ -14,9 +14,9 @@ import numpy as np
 
 from dsir_metric.errors import DataError
 from dsir_metric.io.room import refusal
-from dsir_metric.io.scratch import claimed, is_store, remove, settled, sweep, temporary_name
+from dsir_metric.io.scratch import claimed, remove, settled, sweep, temporary_name
 
-__all__ = ["atomic", "json_text", "prepare_folder", "write_json", "write_together"]
+__all__ = ["atomic", "json_text", "prepare_folder", "scratch_folder", "write_json", "write_together"]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PROBE = bytes(4096)  # a block of most file systems
@@ -83,6 +83,24 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]], obsolete: Ite
                 _publish(temporary, path)
 
 
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, which is deleted when the block ends, or swept if we are killed.
+
+    Raises
+    ------
+    DataError
+        If writing fails in the operating system or in SimpleITK.
+    """
+    parent = Path(parent)
+    folder = temporary_name(parent / "scratch")
+    try:
+        with _reported(parent, folder), claimed(folder, folder=True):
+            yield folder
+    finally:
+        remove(folder)
+
+
 def prepare_folder(path: str | Path) -> Path:
     """Make an output folder, with its parents, try to write in it, and delete what killed runs left there.
 
@@ -119,13 +137,14 @@ def json_text(content: Mapping[str, object]) -> str:
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     """A temporary file or folder for `path`, ours as long as the block lasts."""
-    if path.is_dir() and not is_store(path):
+    folder = path.suffix.lower() == ".zarr"
+    if path.is_dir() and not folder:
         raise DataError(f"{path}: cannot be written (a folder has this name); choose another name, or remove it")
     temporary = temporary_name(path)
     try:
         with ExitStack() as stack:
             with _reported(path, temporary):
-                stack.enter_context(claimed(temporary))
+                stack.enter_context(claimed(temporary, folder=folder))
             yield temporary
     finally:
         remove(temporary)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from dsir_metric.io.locks import lock
 
-__all__ = ["claimed", "is_store", "remove", "settled", "sweep", "temporary_name"]
+__all__ = ["claimed", "remove", "settled", "sweep", "temporary_name"]
 
+_POSIX = os.name == "posix"
 _TAIL = 50  # characters kept of a name: with the prefix at most 229 bytes of UTF-8, file systems take 255
 _NAME = re.compile(r"\.dsir-(?P<host>[0-9a-f]{8})-[0-9a-f]{12}-")
 _FOREIGN_S = 3600.0  # a file of another machine is left alone so long: locks need not be known across machines
@@ -29,13 +30,14 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Make an empty file (for a name in .zarr, a folder) and lock it; the system frees the lock if we die.
+def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """Make an empty file or folder and lock it as long as the block lasts; the system frees the lock if we die.
 
     Parameters
     ----------
     path : Path
         See `temporary_name`.
+    folder : bool
 
     Raises
     ------
@@ -43,7 +45,10 @@ def claimed(path: Path) -> Iterator[None]:
         If it cannot be made.
     """
     while True:
-        descriptor = _create(path)
+        descriptor = _create(path, folder)
+        if descriptor is None:
+            yield
+            return
         with _closing(descriptor):
             lock(descriptor, wait=True)
             if _is_at(descriptor, path):  # else a sweep came between
@@ -60,7 +65,7 @@ def settled(path: Path) -> Iterator[None]:
     OSError
         If a network drive or a quota refuses only now what was taken before.
     """
-    if path.is_dir():
+    if path.is_dir() or not _POSIX:
         yield
         return
     descriptor = os.open(path, os.O_RDWR)
@@ -88,11 +93,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_store(path: Path) -> bool:
-    """Whether what has this name is written as a folder."""
-    return path.suffix.lower() == ".zarr"
-
-
 def _sweep(path: Path, host: str) -> None:
     age_s = time.time() - path.lstat().st_mtime
     if host != _host() and age_s < _FOREIGN_S:
@@ -112,11 +112,13 @@ def _closing(descriptor: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _create(path: Path) -> int:
-    if is_store(path):
+def _create(path: Path, folder: bool) -> int | None:
+    """Make an empty file or folder and open it; Windows does not rename what is open, so there it is not."""
+    if folder:
         path.mkdir()
-        return os.open(path, os.O_RDONLY)
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    else:
+        path.touch(exist_ok=False)
+    return os.open(path, os.O_RDONLY if folder else os.O_RDWR) if _POSIX else None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -92,4 +92,5 @@ def _most_bytes(transform: sitk.Transform) -> int:
     if isinstance(transform, sitk.CompositeTransform):
         parts = (transform.GetNthTransform(k) for k in range(transform.GetNumberOfTransforms()))
         return _PART_BYTES + sum(map(_most_bytes, parts))
-    return _PART_BYTES + 8 * (transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters())
+    numbers: int = transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters()
+    return _PART_BYTES + 8 * numbers
