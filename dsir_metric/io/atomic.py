@@ -50,7 +50,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
             _publish(temporary, path)
 
 
-def write_together(writers: Mapping[Path, Callable[[Path], None]], obsolete: Iterable[Path] = ()) -> None:
+def write_together(writers: Mapping[Path, Callable[[Path], object]], obsolete: Iterable[Path] = ()) -> None:
     """Write files that belong together; none appears before all are written.
 
     The last one vouches for the others: the one that is there goes first and the new one comes when all the others are

@@ -98,6 +98,7 @@ class ComponentsWriter:
         plane = self._grid.dimension == 2
         channels_first = np.moveaxis(block[0] if plane else block, -1, 0)
         self._array[(slice(None), *where[plane:])] = channels_first
+        self._array.store.check()
 
 
 @contextmanager
@@ -187,7 +188,7 @@ def _array(
             zarr_format=3 if version == "0.5" else 2,
             attributes=attributes(grid, channels is not None, version, provenance),
         )
-        yield group.create_array(
+        array = group.create_array(
             "0",
             shape=shape,
             dtype=dtype,
@@ -195,6 +196,9 @@ def _array(
             config={"write_empty_chunks": True},
             **_encoding(version, shape),
         )
+        store.check()
+        yield array
+        store.check()
     finally:
         store.shut()
 
