@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def command(
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
     streamed, memory_bytes = output.suffix in io.STREAMED, given["memory_bytes"]
     if not dry_run:
-        io.check_apart([("the scan", image), *_model_file(given)], [output])
+        io.check_apart((("the scan", image), ("the model", Path(given["model"] or ""))), [output])
         io.prepare_folder(output.parent)
     if dry_run or memory_bytes is not None:
         with hushed():
@@ -87,12 +86,6 @@ def command(
             tell(forecast)
             return
     write(Representer(**chosen, tile=tile), image, intensity, output)
-
-
-def _model_file(given: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """The model, where it is a file of the user's."""
-    model = given["model"]
-    return [("the model", Path(model))] if model is not None and Path(model).is_file() else []
 
 
 def write_pair(

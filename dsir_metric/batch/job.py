@@ -161,9 +161,9 @@ class Job:
 
 
 def settings_files(config: RegisterConfig, source: str | Path | None = None) -> list[tuple[str, Path]]:
-    """The files that settings were read from or name, as a message calls them; what ships with us has names only."""
+    """What settings were read from and what they name, as a message calls them, whether it is a file or not."""
     named = {"the settings": source, "the model": config.model, "the network": config.lapirn.model}
-    return [(name, Path(file)) for name, file in named.items() if file is not None and Path(file).is_file()]
+    return [(name, Path(file)) for name, file in named.items() if file is not None]
 
 
 INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending"))

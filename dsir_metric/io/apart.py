@@ -21,7 +21,7 @@ def check_apart(inputs: Iterable[tuple[str, Path]], outputs: Iterable[Path]) -> 
     Parameters
     ----------
     inputs : iterable of (str, Path)
-        What each file or Zarr store is, and where; one that does not exist is passed over.
+        What each file or Zarr store is, and where; what is neither, such as the name of a model, is passed over.
     outputs : iterable of Path
         Files and Zarr stores that will be written or removed, whether they exist or not.
 
@@ -54,7 +54,7 @@ def _read(inputs: Iterable[tuple[str, Path]]) -> dict[_Identity, tuple[str, Path
     for name, path in inputs:
         path = store_of(path) if is_zarr(path) else path
         found = _identity(path)
-        if found is not None:
+        if found is not None and (path.is_file() or is_zarr(path)):
             read.setdefault(found, (name, path))
     return read
 
