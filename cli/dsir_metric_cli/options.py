@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -103,18 +104,23 @@ def needs(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def hushed() -> Iterator[TextIO]:
     """Keep what C++ code prints about a bad file or a full disk off the screen; the exception says it in one line.
 
     Warnings of Python are shown at the end. Does nothing with --debug.
+
+    Yields
+    ------
+    text file
+        Standard error, for what is to be seen meanwhile.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DEBUG):
-        yield
+        yield sys.stderr
         return
     try:
-        with warnings.catch_warnings(record=True) as told, silenced():
-            yield
+        with warnings.catch_warnings(record=True) as told, silenced() as shown:
+            yield shown
     finally:
         for warning in told:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)

@@ -73,7 +73,7 @@ def command(
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
     streamed, memory_bytes = output.suffix in io.STREAMED, given["memory_bytes"]
     if not dry_run:
-        io.check_apart((("the scan", image), ("the model", Path(given["model"] or ""))), [output])
+        io.check_apart((("the scan", image), ("the model", Path(given["model"] or "default"))), [output])
         io.prepare_folder(output.parent)
     if dry_run or memory_bytes is not None:
         with hushed():

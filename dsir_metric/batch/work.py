@@ -111,7 +111,10 @@ class Work:
         ConfigError
             If the memory of a worker does not suffice, see `within_memory`.
         """
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        return self.spacing_of(io.read_grid(job.fixed), io.read_grid(job.moving))
+
+    def spacing_of(self, fixed: Grid, moving: Grid) -> tuple[float, str]:
+        """The same for the grids of two scans."""
         if self.config.memory_bytes is None:
             return working_grids(fixed, moving, self.config.spacing_mm, shared=True)[0].spacing_mm[0], ""
         return within_memory(self.config, fixed, moving, self._open(fixed, moving), shared=True)

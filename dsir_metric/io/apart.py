@@ -31,7 +31,7 @@ def check_apart(inputs: Iterable[tuple[str, Path]], outputs: Iterable[Path]) -> 
         If an output and an input are one file, by whatever links, letter case or mounts.
     """
     read = _read(inputs)
-    folders_read = {found for found, (_, path) in read.items() if path.is_dir()}
+    folders_read = {found for found, (_, path) in read.items() if not path.is_file()}
     folders_written: dict[_Identity, Path] = {}
     above = cache(_above)  # most files lie in a few folders
     for output in outputs:
@@ -51,10 +51,13 @@ def check_apart(inputs: Iterable[tuple[str, Path]], outputs: Iterable[Path]) -> 
 def _read(inputs: Iterable[tuple[str, Path]]) -> dict[_Identity, tuple[str, Path]]:
     """Inputs that exist; of what lies in a Zarr store, the store."""
     read: dict[_Identity, tuple[str, Path]] = {}
+    seen: set[Path] = set()  # a template is in every row of a table
     for name, path in inputs:
-        path = store_of(path) if is_zarr(path) else path
-        found = _identity(path)
-        if found is not None and (path.is_file() or is_zarr(path)):
+        if path in seen:
+            continue
+        seen.add(path)
+        found = _identity(path) if path.is_file() else _identity(store_of(path)) if is_zarr(path) else None
+        if found is not None:
             read.setdefault(found, (name, path))
     return read
 

@@ -20,6 +20,7 @@ __all__ = ["claimed", "remove", "settled", "sweep", "temporary_name"]
 _POSIX = os.name == "posix"
 _TAIL = 50  # characters kept of a name: with the prefix at most 229 bytes of UTF-8, file systems take 255
 _NAME = re.compile(r"\.dsir-(?P<host>[0-9a-f]{8})-[0-9a-f]{12}-")
+_FORMER = re.compile(r"\.[0-9a-f]{8}-(table\.csv|result\.json|(transform|inverse)\.h5|moved(_labels)?\.[a-z.]+)")  # up to 0.1
 _FOREIGN_S = 3600.0  # a file of another machine is left alone so long: locks need not be known across machines
 _UNLOCKABLE_S = 86400.0  # the same where the file system has no locks at all
 
@@ -80,9 +81,9 @@ def sweep(folder: str | Path) -> None:
     with suppress(OSError):
         for path in Path(folder).iterdir():
             found = _NAME.match(path.name)
-            if found is not None:
+            if found is not None or _FORMER.fullmatch(path.name):
                 with suppress(OSError):
-                    _sweep(path, found["host"])
+                    _sweep(path, ours=found is None or found["host"] == _host())
 
 
 def remove(path: Path) -> None:
@@ -93,9 +94,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sweep(path: Path, host: str) -> None:
+def _sweep(path: Path, *, ours: bool) -> None:
+    """Delete a file or folder unless it may be in use; `ours` is what this machine made."""
     age_s = time.time() - path.lstat().st_mtime
-    if host != _host() and age_s < _FOREIGN_S:
+    if not ours and age_s < _FOREIGN_S:
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks a file only for writers
     with _closing(descriptor):

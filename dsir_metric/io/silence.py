@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 __all__ = ["silenced"]
 
@@ -12,18 +14,25 @@ _STANDARD_ERROR = 2
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Drop what this process, all threads of it, prints on standard error; for a command line, never a library."""
+def silenced() -> Iterator[TextIO]:
+    """Drop what this process, all threads of it, prints on standard error; for a command line, never a library.
+
+    Yields
+    ------
+    text file
+        Standard error as it was, for what is to be seen nevertheless.
+    """
     try:
-        kept = os.dup(_STANDARD_ERROR)
+        kept = os.fdopen(os.dup(_STANDARD_ERROR), "w", encoding="utf-8")
     except OSError:  # a service may have none
-        yield
+        yield sys.stderr
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, _STANDARD_ERROR)
-        yield
+        yield kept
     finally:
-        os.dup2(kept, _STANDARD_ERROR)
-        os.close(kept)
+        kept.flush()
+        os.dup2(kept.fileno(), _STANDARD_ERROR)
+        kept.close()
         os.close(nowhere)
