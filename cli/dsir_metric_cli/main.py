@@ -14,7 +14,7 @@ import click
 import dsir_metric
 from dsir_metric.errors import DsirError, StoppedError
 from dsir_metric_cli.options import DEBUG, debug_option
-from dsir_metric_cli.stop import Stopped, heed_signals, received
+from dsir_metric_cli.stop import Stopped, heed_signals, leave_quietly, received
 
 __all__ = ["app", "main"]
 
@@ -126,4 +126,7 @@ def main() -> None:
         os.environ.setdefault(core, level)  # in C++; they write on stderr what an exception says as well, and advice
     warnings.showwarning = _warn
     heed_signals()
-    app(prog_name="dsir-metric")
+    try:
+        app(prog_name="dsir-metric")
+    finally:
+        leave_quietly()

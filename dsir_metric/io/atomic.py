@@ -137,13 +137,12 @@ def json_text(content: Mapping[str, object]) -> str:
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     """A temporary file or folder for `path`, ours as long as the block lasts."""
-    folder = path.suffix.lower() == ".zarr"
-    if path.is_dir() and not folder:
-        raise DataError(f"{path}: cannot be written (a folder has this name); choose another name, or remove it")
-    temporary = temporary_name(path)
+    folder, temporary = path.suffix.lower() == ".zarr", temporary_name(path)
     try:
         with ExitStack() as stack:
             with _reported(path, temporary):
+                if path.is_dir() and not folder:
+                    raise DataError(f"{path}: cannot be written (a folder has this name); choose another name")
                 stack.enter_context(claimed(temporary, folder=folder))
             yield temporary
     finally:

@@ -20,7 +20,9 @@ __all__ = ["claimed", "remove", "settled", "sweep", "temporary_name"]
 _POSIX = os.name == "posix"
 _TAIL = 50  # characters kept of a name: with the prefix at most 229 bytes of UTF-8, file systems take 255
 _NAME = re.compile(r"\.dsir-(?P<host>[0-9a-f]{8})-[0-9a-f]{12}-")
-_FORMER = re.compile(r"\.[0-9a-f]{8}-(table\.csv|result\.json|(transform|inverse)\.h5|moved(_labels)?\.[a-z.]+)")  # up to 0.1
+_FORMER = re.compile(  # what version 0.1.0 left, which had no locks
+    r"\.[0-9a-f]{8}-(table\.csv|result\.json|(transform|inverse)\.h5|moved(_labels)?\.[a-z.]+)"
+)
 _FOREIGN_S = 3600.0  # a file of another machine is left alone so long: locks need not be known across machines
 _UNLOCKABLE_S = 86400.0  # the same where the file system has no locks at all
 

@@ -42,6 +42,11 @@ class ClosingStore(LocalStore):
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._write, key, value)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a file that is not there, in another thread."""
+        if not (self.root / key).exists():
+            await self.set(key, value)
+
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write a file."""
         self._write(key, value)
