@@ -108,8 +108,9 @@ def kill(command: Command, out: Path, number: signal.Signals, delay_s: float, *,
         After the start, or with `writing` after the first temporary file.
     writing : bool
     """
+    before = set(hidden(out))  # what an earlier SIGKILL left, which this run may not live to sweep
     process = command.start(out)
-    while writing and process.poll() is None and not hidden(out):
+    while writing and process.poll() is None and not set(hidden(out)) - before:
         time.sleep(0.0005)
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay_s)
@@ -124,8 +125,9 @@ def kill(command: Command, out: Path, number: signal.Signals, delay_s: float, *,
     wrong = [f"exit code {process.returncode}"] if process.returncode not in expected(number) else []
     if "Traceback" in told or told.count("error: ") > 1:
         wrong.append(f"on the screen: {told[-600:]}")
-    if number == signal.SIGTERM and hidden(out):
-        wrong.append(f"left {hidden(out)}")
+    left = set(hidden(out)) - before
+    if number == signal.SIGTERM and left:
+        wrong.append(f"left {sorted(left)}")
     return wrong + damage(out)
 
 

@@ -1,4 +1,4 @@
-"""A share of `benchmarks/kills.py`: commands that are killed and disks that are full; the sweep itself takes minutes."""
+"""A share of `benchmarks/kills.py`: killed commands and full disks; the sweep itself takes minutes."""
 
 from __future__ import annotations
 
