@@ -1,6 +1,6 @@
 """Files: read with every check a scan needs, written whole or not at all."""
 
-from dsir_metric.io.apart import check_apart
+from dsir_metric.io.overwrite import check_apart
 from dsir_metric.io.atomic import atomic, prepare_folder, scratch_folder, write_json, write_together
 from dsir_metric.io.components import STREAMED, Boxes, FileArray, open_components, reserve
 from dsir_metric.io.digest import content_hash
