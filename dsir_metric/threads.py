@@ -1,7 +1,7 @@
 """The threads of this process: how many a call may use, one pool of them, and one thread for BLAS meanwhile.
 
-The compiled loops share their work over this pool, not over one of Numba: those end a process that was forked after they
-started (OpenMP), or that calls them from two Python threads at once (its work queue). One thread enters no pool.
+The compiled loops share their work over this pool, not over one of Numba's: those end a process that was forked after
+they started (OpenMP), or that calls them from two Python threads at once (work queue). One thread enters no pool.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from threading import Lock
 
 from threadpoolctl import threadpool_limits
 
-__all__ = ["at_most", "most_threads", "one_for_blas", "share", "threads"]
+__all__ = ["at_most", "forked", "most_threads", "one_for_blas", "share", "threads"]
 
 _asked: ContextVar[int | None] = ContextVar("threads", default=None)
 
@@ -48,7 +48,8 @@ def at_most(count: int | None) -> Iterator[None]:
 class _Process:
     """What a process has once. A forked child gets one of its own: threads and held locks are not copied with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, forked: bool) -> None:
+        self.forked = forked
         self.lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
         self.blas: threadpool_limits | None = None
@@ -63,16 +64,21 @@ class _Process:
             return self._pool
 
 
-_process = _Process()
+_process = _Process(forked=False)
 
 
-def _forked() -> None:
+def _begin_child() -> None:
     global _process
-    _process = _Process()
+    _process = _Process(forked=True)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_begin_child)
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had loaded this module, and so has none of its threads."""
+    return _process.forked
 
 
 def share(work: Callable[[int, int], object], count: int, block: int = 1) -> None:
@@ -81,7 +87,7 @@ def share(work: Callable[[int, int], object], count: int, block: int = 1) -> Non
     Parameters
     ----------
     work : callable
-        Safe to call from several threads at once for different parts. To be faster it must release the interpreter lock.
+        Safe to call from several threads at once for different parts; it gains if it releases the interpreter lock.
     count : int
         Pieces of work.
     block : int
