@@ -107,7 +107,7 @@ _networks: WeakSet[Network] = WeakSet()
 
 
 def _abandon_sessions() -> None:
-    """Keep the sessions of the parent for good: a session that is destroyed waits for its threads, which are not here."""
+    """Keep the sessions of the parent for good: one that is destroyed waits for its threads, which are not here."""
     for network in _networks:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(network._opened))
 
