@@ -153,7 +153,8 @@ class ImageRegistrationMethod(RecordingMethod):
         pair = self._compare(fixed, moving, settings)
         metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), settings.moving_initial)
         identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
-        return float(metric.value(identity if settings.initial is None else settings.initial))
+        with at_most(self.GetNumberOfThreads()):
+            return float(metric.value(identity if settings.initial is None else settings.initial))
 
     def _compare(self, fixed: Picture, moving: Picture, settings: Settings) -> ComparedPair:
         return compared_pair(fixed, moving, settings)
