@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import dsir_metric
-from dsir_metric.errors import DsirError
+from dsir_metric.errors import DsirError, is_out_of_memory
 from dsir_metric_cli.options import DEBUG, debug_option
 
 __all__ = ["app", "main"]
@@ -73,8 +73,8 @@ class _App(click.Group):
             if ctx.meta.get(DEBUG):
                 raise
             raise _Refusal(str(error)) from error
-        except MemoryError as error:
-            if ctx.meta.get(DEBUG):
+        except Exception as error:
+            if ctx.meta.get(DEBUG) or not is_out_of_memory(error):
                 raise
             raise _Refusal(
                 "there is not enough memory; say how much there is (--memory 2GB), or take larger voxels (--spacing)"

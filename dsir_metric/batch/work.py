@@ -17,7 +17,7 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.errors import DsirError, ModelFileError, is_out_of_memory
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -92,11 +92,8 @@ class Work:
                 outcome = self._outcome(job)
             except DsirError as error:
                 outcome = Outcome(name, "failed", error=str(error))
-            except MemoryError:
-                outcome = Outcome(name, "failed", error="there is not enough memory; take larger voxels (--spacing)")
             except Exception as error:  # a pair must not take the others with it
-                reason = (str(error).splitlines() or [""])[0]
-                outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
+                outcome = Outcome(name, "failed", error=_reason(error))
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
     def made_from(self, job: Job) -> dict[str, Any]:
@@ -166,6 +163,13 @@ class Work:
         if report is None or not _made_again_alike(report, self.config.memory_bytes):
             return None
         return Outcome.of(job.output.name, "kept", report)
+
+
+def _reason(error: Exception) -> str:
+    """Why a pair failed, where nobody foresaw it."""
+    if is_out_of_memory(error):
+        return "there is not enough memory; take larger voxels (--spacing)"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it"
 
 
 @lru_cache(maxsize=1)
