@@ -23,6 +23,7 @@ from dsir_metric_cli.options import (
     hushed,
     memory_option,
     model_options,
+    reorient_option,
     tell,
 )
 from dsir_metric_cli.progress import progress_bar, summarise
@@ -89,6 +90,7 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
 @ending_option
+@reorient_option
 @settings_options
 @memory_option
 @dry_run_option
@@ -115,7 +117,7 @@ def foretell(job: Job, config: RegisterConfig) -> None:
     if config.backend != "sitk":
         raise ConfigError(f"--dry-run knows the backend sitk alone; {config.backend!r} came")
     with hushed():
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        fixed, moving = job.grids()
     representer = open_representer(config, fixed, moving)
     tell(forecast_registration(config, fixed, moving, representer, timed=True))
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.batch.pairs import TABLE, read_pairs
 from dsir_metric.batch.run import run_batch
+from dsir_metric.io import Reorient
 from dsir_metric.represent import Cache
-from dsir_metric_cli.options import PATH, debug_option, hushed, size
+from dsir_metric_cli.options import PATH, debug_option, hushed, reorient_option, size
 from dsir_metric_cli.register import ending_option, settings, settings_options
 
 __all__ = ["command"]
@@ -47,6 +48,7 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 )
 @click.option("--no-cache", is_flag=True, help="Represent a scan anew for every pair.")
 @ending_option
+@reorient_option
 @settings_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
 @debug_option
@@ -59,6 +61,7 @@ def command(
     cache_size: int,
     no_cache: bool,
     ending: str,
+    reorient: Reorient | None,
     config: str | None,
     quiet: bool,
     **given: Any,
@@ -83,7 +86,7 @@ def command(
     console = Console(stderr=True, quiet=quiet)
     chosen = settings(config, given)
     with hushed():
-        read = read_pairs(pairs, output, chosen.spacing_mm, ending)
+        read = read_pairs(pairs, output, chosen.spacing_mm, ending, reorient)
     cache = None if no_cache else Cache((cache_folder or output / _CACHE).absolute(), cache_size)
     warned: set[str] = set()
 

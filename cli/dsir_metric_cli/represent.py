@@ -15,7 +15,16 @@ from dsir_metric.errors import ConfigError
 from dsir_metric.represent import Representer, represent_pair
 from dsir_metric.represent.forecast import forecast_representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric_cli.options import PATH, debug_option, dry_run_option, hushed, memory_option, model_options, tell
+from dsir_metric_cli.options import (
+    PATH,
+    debug_option,
+    dry_run_option,
+    hushed,
+    memory_option,
+    model_options,
+    reorient_option,
+    tell,
+)
 
 __all__ = ["command"]
 
@@ -31,6 +40,7 @@ _ENDINGS = (*io.IMAGE_ENDINGS, ".npz")
 @click.option("--for", "program", metavar="NAME", help=f"Write a pair for another program: {', '.join(ENGINES)}.")
 @click.option("--channels", type=int, metavar="N", help="With --for: how many channels.  [default: the program's]")
 @click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="With --for: voxel size.  [default: chosen]")
+@reorient_option
 @model_options
 @memory_option
 @dry_run_option
@@ -44,6 +54,7 @@ def command(
     program: str | None,
     channels: int | None,
     spacing_mm: float | None,
+    reorient: io.Reorient | None,
     dry_run: bool,
     **given: Any,
 ) -> None:
@@ -62,7 +73,8 @@ def command(
             raise ConfigError("--for needs two scans; give FIXED MOVING")
         if dry_run:
             raise ConfigError("--dry-run does not go with --for; try it with `dsir-metric register`")
-        write_pair(program, image, moving, output, Representer(**chosen, tile=tile), channels, spacing_mm, intensity)
+        representer = Representer(**chosen, tile=tile)
+        write_pair(program, image, moving, output, representer, channels, spacing_mm, intensity, reorient)
         return
     if moving is not None or channels is not None or spacing_mm is not None:
         raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
@@ -73,7 +85,7 @@ def command(
         io.prepare_folder(output.parent)
     if dry_run or memory_bytes is not None:
         with hushed():
-            grid = io.read_grid(image)
+            grid = io.read_grid(image, reorient=reorient)
         representer = Representer(**chosen, tile=tile)
         forecast = forecast_representation(
             representer, grid, streamed=streamed, timed=dry_run, memory_bytes=memory_bytes
@@ -81,7 +93,7 @@ def command(
         if dry_run:
             tell(forecast)
             return
-    write(Representer(**chosen, tile=tile), image, intensity, output)
+    write(Representer(**chosen, tile=tile), image, intensity, output, reorient)
 
 
 def write_pair(
@@ -93,12 +105,13 @@ def write_pair(
     channels: int | None,
     spacing_mm: float | None,
     intensity: str,
+    reorient: io.Reorient | None = None,
 ) -> None:
     """Write what `program` needs to register two scans."""
     default = engine(program).channels
     io.prepare_folder(folder)
     with hushed():
-        scans = io.read_image(fixed), io.read_image(moving)
+        scans = io.read_image(fixed, reorient=reorient), io.read_image(moving, reorient=reorient)
     pair = represent_pair(
         *scans, representer, spacing_mm=spacing_mm, fixed_intensity=intensity, moving_intensity=intensity
     )
@@ -108,10 +121,12 @@ def write_pair(
     click.echo(f"wrote {write_files(program, reduced, folder, fixed, moving)}", err=True)
 
 
-def write(representer: Representer, image: Path, intensity: str, path: Path) -> None:
+def write(
+    representer: Representer, image: Path, intensity: str, path: Path, reorient: io.Reorient | None = None
+) -> None:
     """Represent a scan in the format of the ending of `path`."""
     with hushed():
-        scan = io.read_image(image)
+        scan = io.read_image(image, reorient=reorient)
     if path.suffix in io.STREAMED:
         prepared = representer.prepare(scan, intensity)
         del scan

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from dsir_metric import io
@@ -55,7 +55,11 @@ class Pair:
 
 
 def read_pairs(
-    table: str | Path, output: str | Path, spacing_mm: float | None = None, ending: str = ".nii.gz"
+    table: str | Path,
+    output: str | Path,
+    spacing_mm: float | None = None,
+    ending: str = ".nii.gz",
+    reorient: io.Reorient | None = None,
 ) -> tuple[Pair, ...]:
     """Read a CSV file of pairs; look at every header it names.
 
@@ -71,6 +75,8 @@ def read_pairs(
         Voxel size to work at, see `working_grids`.
     ending : str
         Of the images that are written, see `Job`.
+    reorient : {"nearest"}, optional
+        See `Job`.
 
     Raises
     ------
@@ -83,11 +89,11 @@ def read_pairs(
     path, folder = Path(table), Path(output).absolute()
     pairs: dict[str, Pair] = {}
     rows: dict[str, int] = {}
-    grid_of = cache(io.read_grid)  # a template is in every row
+    grid_of = cache(partial(io.read_grid, reorient=reorient))  # a template is in every row
     for number, row in _rows(path):
         told = f"{path}, row {number}"
         try:
-            job = _job(row, path.absolute().parent, folder, ending)
+            job = _job(row, path.absolute().parent, folder, ending, reorient)
             name = job.output.name
             if name.casefold() in rows:
                 raise ConfigError(
@@ -140,7 +146,7 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
 
 
-def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
+def _job(row: dict[str, str], start: Path, output: Path, ending: str, reorient: io.Reorient | None) -> Job:
     files = {name: start / row[name] for name in INPUTS if row.get(name)}
     for name in ("fixed", "moving"):
         if name not in files:
@@ -151,7 +157,7 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
             f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
             "first"
         )
-    return Job(output=output / name, ending=ending, **files)
+    return Job(output=output / name, ending=ending, reorient=reorient, **files)
 
 
 def _stem(path: Path) -> str:

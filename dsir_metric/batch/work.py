@@ -99,7 +99,8 @@ class Work:
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
         inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
-        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        made = {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        return made | ({"reorient": job.reorient} if job.reorient else {})
 
     def spacing(self, job: Job) -> tuple[float, str]:
         """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.
@@ -109,7 +110,7 @@ class Work:
         ConfigError
             If the memory of a worker does not suffice, see `within_memory`.
         """
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        fixed, moving = job.grids()
         if self.config.memory_bytes is None:
             return working_grids(fixed, moving, self.config.spacing_mm, shared=True)[0].spacing_mm[0], ""
         return within_memory(self.config, fixed, moving, self._open(fixed, moving), shared=True)
@@ -137,7 +138,7 @@ class Work:
     def _represent(self, job: Job) -> PairRepresenter:
         config, (spacing, remark) = self.config, self.spacing(job)
         return PairRepresenter(
-            self._open(io.read_grid(job.fixed), io.read_grid(job.moving)),
+            self._open(*job.grids()),
             spacing,
             config.fixed_intensity,
             config.moving_intensity,

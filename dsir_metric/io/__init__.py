@@ -14,7 +14,9 @@ from dsir_metric.io.images import (
     write_image,
 )
 from dsir_metric.io.registration import write_registration
+from dsir_metric.io.reorient import Reorient, check_reorient
 from dsir_metric.io.transforms import check_transform, read_transform, write_transform
+from dsir_metric.io.voxels import Layout, read_layout, read_voxels
 from dsir_metric.io.zarr import ZarrImage, is_zarr, open_zarr, read_zarr, store_of
 from dsir_metric.io.zarr_write import open_components_zarr, write_zarr
 
@@ -23,10 +25,13 @@ __all__ = [
     "STREAMED",
     "Boxes",
     "FileArray",
+    "Layout",
+    "Reorient",
     "ZarrImage",
     "atomic",
     "check_image",
     "check_mask",
+    "check_reorient",
     "check_transform",
     "content_hash",
     "is_zarr",
@@ -38,8 +43,10 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_labels",
+    "read_layout",
     "read_mask",
     "read_transform",
+    "read_voxels",
     "read_zarr",
     "remove",
     "reserve",

@@ -28,7 +28,7 @@ def inspect(path: Path) -> Header:
     name = str(path)
     header, zipped = read_start(path, _LENGTH, name)
     if len(header) < _LENGTH or struct.unpack_from(">I", header, 252)[0] not in _MAGIC:
-        raise DataError(f"{name}: is no GIPL image, or is truncated in its header; give an image that ITK reads")
+        raise DataError(f"{name}: is truncated in its header, or no image that ITK reads as GIPL; give another")
     *sizes, kind = struct.unpack_from(">4HH", header)
     if kind not in _VOXEL_BYTES:
         raise DataError(f"{name}: the data type must be one of GIPL's, got {kind}; the header is damaged")

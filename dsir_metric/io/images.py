@@ -14,7 +14,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.nifti import is_whole
 from dsir_metric.io.reorient import Reorient
-from dsir_metric.io.voxels import Outline, read_outline, read_voxels
+from dsir_metric.io.voxels import Layout, read_layout, read_voxels
 from dsir_metric.io.zarr import is_zarr, open_zarr, read_zarr
 from dsir_metric.io.zarr_write import write_zarr
 
@@ -33,7 +33,11 @@ IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".ome.zarr")
 
 _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 _EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float64): 2**53}  # whole numbers up to here are apart
-_LABEL_TYPES = {sitk.sitkInt32: np.int32, sitk.sitkUInt32: np.uint32, sitk.sitkInt64: np.int64}
+_LABEL_TYPES = {  # and the least and largest number that each holds
+    sitk.sitkInt32: (-(2**31), 2**31 - 1),
+    sitk.sitkUInt32: (0, 2**32 - 1),
+    sitk.sitkInt64: (-(2**63), 2**63 - 1),
+}
 
 
 def read_image(path: str | Path, *, reorient: Reorient | None = None) -> sitk.Image:
@@ -100,13 +104,13 @@ def read_grid(path: str | Path, *, reorient: Reorient | None = None) -> Grid:
     """
     if is_zarr(path):
         return _volume_grid(path)
-    outline = read_outline(Path(path), reorient)
-    size, axes = outline.size, len(outline.size)
-    if axes not in (3, 4) or any(n != 1 for n in size[3:]) or outline.components != 1:
+    layout = read_layout(Path(path), reorient)
+    size, axes = layout.size, len(layout.size)
+    if axes not in (3, 4) or any(n != 1 for n in size[3:]) or layout.components != 1:
         raise ShapeError(
-            f"{path}: has {axes} axes {size} and {outline.components} component(s); a scalar 3-D image is expected"
+            f"{path}: has {axes} axes {size} and {layout.components} component(s); a scalar 3-D image is expected"
         )
-    return _grid(outline, path)
+    return _grid(layout, path)
 
 
 def read_labels(path: str | Path, *, reorient: Reorient | None = None) -> sitk.Image:
@@ -140,7 +144,7 @@ def read_labels(path: str | Path, *, reorient: Reorient | None = None) -> sitk.I
             f"{path}: a label must be at most {most} as {values.dtype}, got {max(-least, largest):.0f}; store labels "
             "as integers, or renumber them"
         )
-    kind = next(k for k, t in _LABEL_TYPES.items() if np.iinfo(t).min <= least and largest <= np.iinfo(t).max)
+    kind = next(kind for kind, (low, high) in _LABEL_TYPES.items() if low <= least and largest <= high)
     labels: sitk.Image = sitk.Cast(image, kind)
     return labels
 
@@ -213,11 +217,11 @@ def _volume_grid(path: str | Path) -> Grid:
     return grid
 
 
-def _grid(outline: Outline, path: str | Path) -> Grid:
-    spacing, origin = outline.spacing_mm, outline.origin_mm
-    direction = tuple(outline.direction[:3, :3].ravel().tolist())
+def _grid(layout: Layout, path: str | Path) -> Grid:
+    spacing, origin = layout.spacing_mm, layout.origin_mm
+    direction = tuple(layout.direction[:3, :3].ravel().tolist())
     try:
-        return Grid(outline.size[:3], spacing[:3], origin[:3], direction)  # type: ignore[arg-type]
+        return Grid(layout.size[:3], spacing[:3], origin[:3], direction)  # type: ignore[arg-type]
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
 

@@ -52,9 +52,9 @@ class _Fields(NamedTuple):
     def of(cls, header: bytes, order: str) -> _Fields:
         form = order + "40x8h14xh4x8ff140x2h6f12f16s4s"
         values = struct.unpack(form, header[:_LENGTH])
-        return cls(
-            values[:8], values[8], values[9:17], *values[17:20], values[20:26], values[26:38], *values[38:]
-        )  # fmt: skip
+        offset, qform_code, sform_code = values[17:20]
+        qform, sform = values[20:26], values[26:38]
+        return cls(values[:8], values[8], values[9:17], offset, qform_code, sform_code, qform, sform, *values[38:])
 
 
 def inspect(path: Path) -> Header:
@@ -142,7 +142,7 @@ def _pair(path: Path, ending: str) -> tuple[Path, Path]:
 
 
 def _byte_order(header: bytes, name: str) -> str:
-    lengths = {order: int.from_bytes(header[:4], word) for order, word in (("<", "little"), (">", "big"))}
+    lengths = {"<": int.from_bytes(header[:4], "little"), ">": int.from_bytes(header[:4], "big")}
     if _LENGTH_2 in lengths.values():
         raise DataError(f"{name}: is NIfTI-2, which ITK does not read; save it as NIfTI-1 first")
     order = next((o for o, length in lengths.items() if length == _LENGTH), None)

@@ -64,7 +64,7 @@ def inspect(path: Path) -> Header | None:
     """
     with path.open("rb") as file:
         if file.read(4) != b"NRRD":
-            raise DataError(f"{path}: is no NRRD image, whatever its name says; give an image that ITK reads")
+            raise DataError(f"{path}: is no image that ITK reads as NRRD, whatever its name says; give another")
     detached = path.name.lower().endswith(".nhdr")
     read = read_lines(path, None if detached else "")
     fields = None if read is None else _fields(read[0])

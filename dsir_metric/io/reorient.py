@@ -10,11 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsir_metric.errors import ConfigError, GeometryError
 
-__all__ = ["REORIENTATIONS", "Reorient", "check_reorient", "upright"]
+__all__ = ["Placement", "Reorient", "check_reorient", "upright"]
 
 Reorient = Literal["nearest"]
-REORIENTATIONS = ("nearest",)
-
 _ROUNDING = 1e-6  # a cosine of two axes below this is rounding; an sform is in single precision
 _MOST_DEGREES = 1.0  # more is no rounding of a header, such as the tilt of a CT gantry: it is in the voxels
 
@@ -28,8 +26,8 @@ class Placement(NamedTuple):
 
 def check_reorient(reorient: str | None) -> None:
     """Raise ConfigError if `reorient` is not None and names nothing that is known."""
-    if reorient is not None and reorient not in REORIENTATIONS:
-        raise ConfigError(f"reorient must be one of {', '.join(REORIENTATIONS)}, got {reorient!r}")
+    if reorient not in (None, "nearest"):
+        raise ConfigError(f"reorient must be 'nearest' or None, got {reorient!r}")
 
 
 def upright(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,7 +22,7 @@ from dsir_metric.io.files import aliased, regular_file
 from dsir_metric.io.header import Header
 from dsir_metric.io.reorient import Placement, Reorient, check_reorient, upright
 
-__all__ = ["Outline", "intent", "read_outline", "read_voxels"]
+__all__ = ["Layout", "intent", "read_layout", "read_voxels"]
 
 _JUDGED: dict[str, tuple[str, Callable[[Path], Header | None]]] = {
     ending: (reader, module.inspect)
@@ -37,12 +38,13 @@ _APART = {".mnc": "MINCImageIO", ".dcm": "GDCMImageIO", ".ima": "GDCMImageIO"}
 _KNOWN = "NIfTI, Analyze, NRRD, MetaImage, GIPL, MINC, a DICOM file of a volume, OME-Zarr"
 _DICOM = (128, b"DICM")  # where it says what it is, and how
 _SERIES = "give an image file (convert a DICOM series to one first)"
+_PLACE = ("size", "spacing", "origin", "direction")
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"  # of ITK's reader, which looks at its environment each time
 _environment = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class Layout:
     """What the header of an image says.
 
     Parameters
@@ -64,20 +66,26 @@ class Outline:
     components: int
 
     @classmethod
-    def of(cls, file: sitk.ImageFileReader | sitk.Image, components: int) -> Outline:
+    def of(cls, file: sitk.ImageFileReader | sitk.Image, components: int) -> Layout:
         """That of an image, or of a file whose header was read."""
-        size = tuple(file.GetSize())
-        direction = np.reshape(file.GetDirection(), (len(size), len(size)))
-        return cls(size, tuple(file.GetSpacing()), tuple(file.GetOrigin()), direction, components)
+        said = {name: getattr(file, f"Get{name.title()}")() for name in _PLACE}
+        return cls.said(said | {"components": components})
 
-    def placed(self, place: Placement) -> Outline:
+    @classmethod
+    def said(cls, said: Mapping[str, Any]) -> Layout:
+        """That of an answer of `read_apart`."""
+        size = tuple(said["size"])
+        direction = np.reshape(said["direction"], (len(size), len(size)))
+        return cls(size, tuple(said["spacing"]), tuple(said["origin"]), direction, said["components"])
+
+    def placed(self, place: Placement) -> Layout:
         """With another place of its first three axes."""
         origin, direction = np.array(self.origin_mm), self.direction.copy()
         origin[:3], direction[:3, :3] = place.origin_mm, place.direction
-        return Outline(self.size, self.spacing_mm, tuple(origin.tolist()), direction, self.components)
+        return Layout(self.size, self.spacing_mm, tuple(origin.tolist()), direction, self.components)
 
 
-def read_outline(path: Path, reorient: Reorient | None = None) -> Outline:
+def read_layout(path: Path, reorient: Reorient | None = None) -> Layout:
     """What a file says about its image; of the voxels, whether the file can hold them.
 
     Raises
@@ -90,15 +98,12 @@ def read_outline(path: Path, reorient: Reorient | None = None) -> Outline:
     with _translating(path):
         if header is None:
             said = read_apart("header", reader, _utf8(path), "", str(path))
-            axes = len(said["size"])
-            direction = np.reshape(said["direction"], (axes, axes))
-            place = (tuple(said[name]) for name in ("size", "spacing", "origin"))
-            return _mended(Outline(*place, direction, said["components"]), None, path, reorient)
+            return _mended(Layout.said(said), None, path, reorient)
         header.check_length(str(path))
         with aliased(header.files) as name:
             file = _reader(name, reader)
             axes = _permitted(file.ReadImageInformation, header, path)
-            return _mended(Outline.of(file, file.GetNumberOfComponents()), axes, path, reorient)
+            return _mended(Layout.of(file, file.GetNumberOfComponents()), axes, path, reorient)
 
 
 def read_voxels(path: Path, reorient: Reorient | None = None) -> sitk.Image:
@@ -138,9 +143,9 @@ def read_voxels(path: Path, reorient: Reorient | None = None) -> sitk.Image:
                 image = images[0]
         if image.GetDimension() == 4 and image.GetSize()[3] == 1:
             image = image[:, :, :, 0]
-    outline = Outline.of(image, image.GetNumberOfComponentsPerPixel())
-    mended = _mended(outline, axes, path, reorient)
-    if mended is not outline:
+    layout = Layout.of(image, image.GetNumberOfComponentsPerPixel())
+    mended = _mended(layout, axes, path, reorient)
+    if mended is not layout:
         image.SetOrigin(mended.origin_mm)
         image.SetDirection(mended.direction.ravel().tolist())
     return image
@@ -197,19 +202,19 @@ def _permitted(read: Callable[[], object], header: Header, path: Path) -> NDArra
     return header.axes
 
 
-def _mended(outline: Outline, axes: NDArray[np.float64] | None, path: Path, reorient: Reorient | None) -> Outline:
-    """The outline with its axes at right angles; as it is where they are, or where it is no volume.
+def _mended(layout: Layout, axes: NDArray[np.float64] | None, path: Path, reorient: Reorient | None) -> Layout:
+    """The layout with its axes at right angles; as it is where they are, or where it is no volume.
 
     `axes` are those of the header where ITK refused them.
     """
-    if len(outline.size) not in (3, 4) or any(n != 1 for n in outline.size[3:]):
-        return outline
-    columns = outline.direction[:3, :3] if axes is None else axes
+    if len(layout.size) not in (3, 4) or any(n != 1 for n in layout.size[3:]):
+        return layout
+    columns = layout.direction[:3, :3] if axes is None else axes
     orthonormal = np.allclose(columns.T @ columns, np.eye(3), atol=1e-3)  # as `Grid` takes it
     if axes is None and reorient is None and orthonormal:
-        return outline
-    size, spacing, origin = outline.size[:3], outline.spacing_mm[:3], outline.origin_mm[:3]
-    return outline.placed(upright(size, spacing, origin, columns, str(path), reorient))
+        return layout
+    size, spacing, origin = layout.size[:3], layout.spacing_mm[:3], layout.origin_mm[:3]
+    return layout.placed(upright(size, spacing, origin, columns, str(path), reorient))
 
 
 def _utf8(path: Path) -> str:
