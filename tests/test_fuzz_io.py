@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,85 @@ def test_transforms(
     target = tmp_path_factory.getbasetemp() / "transform"
     spoil(seeds / name, target, which, inside, changes)
     assert victims(io.read_transform).finding(target / name) is None
+
+
+HOSTILE: tuple[Any, ...] = (
+    *(None, True, "", "x", "x" * 5000, [], {}, [[]], [1], 0, 1, -1, 3, 2.5, 10**5, 10**9, 10**15, 2**63, 10**30, 1e308),
+    *(
+        float("nan"),
+        float("inf"),
+        [0, 0, 0],
+        [1, 1, 1],
+        [-1, 2, 3],
+        [10**5] * 3,
+        [10**12] * 3,
+        [1] * 9,
+        [float("nan")] * 3,
+    ),
+    *("../..", "/etc", "0/../0", "int8", "float64", "complex64", "object", "<f8", "|O", "bytes", "pickle", "\ud800"),
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to everything in a value of JSON."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Replace one part of a value of JSON."""
+    if not path:
+        return new
+    value[path[0]] = put(value[path[0]], path[1:], new)
+    return value
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("zarr")
+    folder = tmp_path_factory.mktemp("stores")
+    image = sitk.GetImageFromArray(np.random.default_rng(0).random((5, 6, 7), np.float32))
+    for version in ("0.4", "0.5"):
+        io.write_zarr(image, folder / f"{version}.ome.zarr", version=version)
+    foreign = folder / "foreign.ome.zarr"
+    shutil.copytree(folder / "0.5.ome.zarr", foreign)
+    said = json.loads((foreign / "zarr.json").read_text())
+    del said["attributes"]["dsir_metric"]
+    (foreign / "zarr.json").write_text(json.dumps(said))
+    return folder
+
+
+@fuzz(80)
+@given(
+    name=st.sampled_from(["0.4.ome.zarr", "0.5.ome.zarr", "foreign.ome.zarr"]),
+    which=st.integers(0, 5),
+    wrong=st.lists(st.tuples(share, st.sampled_from(HOSTILE)), max_size=2),
+    changes=st.one_of(st.just([]), edits),
+    reader=st.sampled_from([io.read_image, io.read_grid, io.read_labels]),
+)
+def test_stores(
+    stores: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    victims: Callable[[Callable[..., object]], Victim],
+    name: str,
+    which: int,
+    wrong: list[tuple[float, Any]],
+    changes: list[Edit],
+    reader: Callable[..., object],
+) -> None:
+    target = tmp_path_factory.getbasetemp() / "x.ome.zarr"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(stores / name, target)
+    files = sorted(p for p in target.rglob("*") if p.is_file())
+    path = files[which % len(files)]
+    content = path.read_bytes()
+    if content[:1] == b"{":
+        said = json.loads(content)
+        for where, value in wrong:
+            ways = places(said)
+            said = put(said, ways[int(where * len(ways))], deepcopy(value))
+        content = json.dumps(said).encode()
+    for change in changes:
+        content = edited(content, change)
+    path.write_bytes(content)
+    assert victims(reader).finding(target) is None

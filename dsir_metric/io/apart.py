@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from dsir_metric.errors import DataError
+from dsir_metric.errors import DataError, is_out_of_memory
 
 __all__ = ["read_apart"]
 
@@ -40,7 +40,7 @@ def read_apart(kind: Literal["image", "header", "transform"], reader: str, sourc
     Raises
     ------
     DataError
-        If the reader crashes or does not end.
+        If the reader crashes, does not end, or asks for more memory than there is.
     RuntimeError
         With the words of ITK.
     """
@@ -51,9 +51,14 @@ def read_apart(kind: Literal["image", "header", "transform"], reader: str, sourc
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise DataError(f"{name}: is damaged (its reader {_end(done.returncode)}); copy the file again") from error
-    if "error" in answer:
-        raise RuntimeError(answer["error"])
-    return answer
+    if "error" not in answer:
+        return answer
+    error = RuntimeError(answer["error"])
+    if is_out_of_memory(error):
+        raise DataError(
+            f"{name}: is damaged, or larger than the memory of this machine; copy the file again"
+        ) from error
+    raise error
 
 
 def _memory_bytes() -> int:

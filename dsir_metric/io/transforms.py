@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from dsir_metric.io import metaimage, nifti, nrrd
 from dsir_metric.io.apart import read_apart
 from dsir_metric.io.atomic import atomic
 from dsir_metric.io.files import aliased, regular_file
+from dsir_metric.io.header import reading
 from dsir_metric.io.voxels import intent, read_voxels
 
 __all__ = ["check_transform", "read_transform", "write_transform"]
 
 _LEAST_DETERMINANT = 1e-6
 _IMAGES = (*nifti.ENDINGS, *nrrd.ENDINGS, *metaimage.ENDINGS)
+_TEXTS = (".tfm", ".txt")
 _LPS = ("", "left-posterior-superior", "lps")
 _LARGEST = 1e12  # a parameter beyond this, mm or not, is of no transform of a body
 
@@ -50,6 +53,8 @@ def read_transform(path: str | Path) -> sitk.Transform:
     path = regular_file(path, "give a file with a transform")
     if path.name.lower().endswith(_IMAGES):
         return check_transform(_displacements(path), str(path))
+    if path.suffix.lower() in _TEXTS:
+        _check_text(path)
     with aliased({f"source{path.suffix}": path}) as source, tempfile.TemporaryDirectory(prefix="dsir-") as folder:
         copy = os.path.join(folder, "copy.h5")
         try:
@@ -63,6 +68,21 @@ def read_transform(path: str | Path) -> sitk.Transform:
                 "of displacements)"
             ) from error
     return check_transform(transform, str(path))
+
+
+def _check_text(path: Path) -> None:
+    """See that a transform in text is whole: ITK takes one that ends in the midst of a number, or without its centre."""
+    with reading(str(path)):
+        content = path.read_bytes()
+    named = [line for line in re.findall(rb"^Transform: *(\w+)", content, re.MULTILINE) if b"Composite" not in line]
+    parameters, fixed = (
+        len(re.findall(rb"^" + name + rb":", content, re.MULTILINE)) for name in (b"Parameters", b"FixedParameters")
+    )
+    if not content.endswith(b"\n") or not len(named) == parameters == fixed:
+        raise DataError(
+            f"{path}: is damaged, or holds no transform: each needs lines Transform, Parameters and FixedParameters that "
+            "end; copy the file again"
+        )
 
 
 def _displacements(path: Path) -> sitk.Transform:
