@@ -53,12 +53,10 @@ def read_apart(kind: Literal["image", "header", "transform"], reader: str, sourc
         raise DataError(f"{name}: is damaged (its reader {_end(done.returncode)}); copy the file again") from error
     if "error" not in answer:
         return answer
-    error = RuntimeError(answer["error"])
-    if is_out_of_memory(error):
-        raise DataError(
-            f"{name}: is damaged, or larger than the memory of this machine; copy the file again"
-        ) from error
-    raise error
+    said = RuntimeError(answer["error"])
+    if is_out_of_memory(said):
+        raise DataError(f"{name}: is damaged, or larger than the memory of this machine; copy the file again") from said
+    raise said
 
 
 def _memory_bytes() -> int:

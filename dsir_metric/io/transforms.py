@@ -71,7 +71,7 @@ def read_transform(path: str | Path) -> sitk.Transform:
 
 
 def _check_text(path: Path) -> None:
-    """See that a transform in text is whole: ITK takes one that ends in the midst of a number, or without its centre."""
+    """See that a transform in text is whole: ITK takes one that ends amid a number, or without its centre."""
     with reading(str(path)):
         content = path.read_bytes()
     named = [line for line in re.findall(rb"^Transform: *(\w+)", content, re.MULTILINE) if b"Composite" not in line]
@@ -80,8 +80,8 @@ def _check_text(path: Path) -> None:
     )
     if not content.endswith(b"\n") or not len(named) == parameters == fixed:
         raise DataError(
-            f"{path}: is damaged, or holds no transform: each needs lines Transform, Parameters and FixedParameters that "
-            "end; copy the file again"
+            f"{path}: is damaged, or holds no transform: each needs lines Transform, Parameters and FixedParameters "
+            "that end; copy the file again"
         )
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
-from dsir_metric.io.blosc import check_blosc
 from dsir_metric.io.chunks import check_stored, missing_chunks, read_metadata
+from dsir_metric.io.compressed import check_compressed
 from dsir_metric.io.ngff import Metadata, parse
 from dsir_metric.packages import Package
 
@@ -101,7 +101,7 @@ class ZarrImage:
         slices: dict[str, slice] = dict(zip("zyx", where, strict=True))
         index = tuple(self.fixed.get(a, slices.get(a, slice(None))) for a in self.axes)
         with _damages(self.name):
-            check_blosc(self.array, index, self.name)
+            check_compressed(self.array, index, self.name)
             block = np.asarray(self.array[index])
         left = [a for a in self.axes if a not in self.fixed]
         for axis in "zc":
