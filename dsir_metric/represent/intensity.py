@@ -46,8 +46,7 @@ class IntensityRule:
             bounds = np.array([self.low, self.high, self.high - self.low]).astype(np.float32)
         if not (np.isfinite(bounds).all() and bounds[2] > 0):
             raise ConfigError(
-                f"window is {self.low} to {self.high}; it must be two finite numbers in single precision, the lower one "
-                "first"
+                f"window is {self.low} to {self.high}; two numbers in single precision are expected, lower first"
             )
 
     def apply(self, values: NDArray[np.float32], *, in_place: bool = False) -> NDArray[np.float32]:

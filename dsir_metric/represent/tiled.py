@@ -15,7 +15,7 @@ from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.io import Boxes, FileArray, reserve
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.plan import Plan, computed_voxels, make_plan
-from dsir_metric.represent.tiling import Box, Shape, Tile, cropped
+from dsir_metric.represent.tiling import Box, Shape, Tile, cropped, tiles
 
 __all__ = ["TiledNetwork"]
 
@@ -126,6 +126,10 @@ class TiledNetwork:
         self.network.descriptors(features)
         halves = middle - start, time.perf_counter() - middle
         return sum(cost * read / image.size for plan in plans for cost, read in zip(halves, plan.work, strict=True))
+
+    def least_cost(self, shape: Shape) -> int:
+        """Less than describing any crop of a volume (z, y, x) costs; known without planning its tiles."""
+        return computed_voxels(self.card, tiles(shape, shape, 0), ())
 
     def _describe(
         self,
