@@ -209,8 +209,8 @@ async def _say(send: Any, status: int, reason: str, *, close: bool) -> None:
 
 async def _send(send: Any, status: int, parts: list[Any], fields: dict[str, str]) -> None:
     """Send an answer, piece by piece as the client reads it."""
+    fields = {"content-length": str(sum(map(len, parts))), **fields}
     headers = [(name.encode(), value.encode()) for name, value in fields.items()]
-    headers.append((b"content-length", str(sum(map(len, parts))).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in parts:
         for start in range(0, len(part), _PIECE_BYTES):
