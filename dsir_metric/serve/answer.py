@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dsir_metric.serve.config import LEAST_COST
 
 __all__ = ["Abandoned", "Answerer", "Task"]
 
+_log = logging.getLogger("dsir_metric.serve")
 _COST_PER_VOXEL = 6  # a single slice costs 5 (the network pads its 1 voxel to 8), a column 32, a cube 1 to 2
 
 
@@ -115,6 +117,7 @@ class Answerer:
 
         def on_tile() -> None:
             if abandoned is not None and abandoned.is_set():
+                _log.info("stopped: nobody waits for the answer any more")
                 raise Abandoned
 
         on_tile()

@@ -144,7 +144,7 @@ def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, answers: Any, adm
         options=[
             ("grpc.max_allowed_incoming_connections", config.max_connections),
             ("grpc.server_handshake_timeout_ms", 1000 * config.patience_s),
-            ("grpc.max_connection_idle_ms", 1000 * config.patience_s),
+            ("grpc.max_connection_idle_ms", 5000 * config.patience_s),  # a client opens another one
             ("grpc.keepalive_time_ms", 1000 * config.patience_s),  # who does not answer a ping in time has gone
             ("grpc.keepalive_timeout_ms", 1000 * config.patience_s),
             ("grpc.max_receive_message_length", config.request_bytes),
