@@ -18,6 +18,7 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.tiling import Box
 from dsir_metric.represent.wire import CROP, IMAGE, STRIDE, WINDOW, Offer
 from dsir_metric.serve.config import LEAST_COST
+from dsir_metric.serve.request import quoted
 
 __all__ = ["Abandoned", "Answerer", "Task"]
 
@@ -131,7 +132,7 @@ class Answerer:
         unknown = sorted(given.keys() - {tensor.name for tensor in self.offer.inputs})
         if unknown:
             known = ", ".join(tensor.name for tensor in self.offer.inputs)
-            raise ShapeError(f"input {unknown[0]!r} is unknown; give {known}")
+            raise ShapeError(f"input {quoted(unknown[0])} is unknown; give {known}")
         for tensor in self.offer.inputs:
             value = given.get(tensor.name)
             fits = value is not None and value.ndim == len(tensor.shape) and value.dtype == kinds[tensor.datatype]

@@ -30,6 +30,7 @@ MOST_ENTRIES = 16  # inputs, outputs or parameters; there are 4 inputs and 2 out
 MOST_TEXT_BYTES = 2 << 20  # of everything but binary tensors: 50,000 numbers, and a parser is done in some 50 ms
 _MOST_NAME = 256  # characters of a name or an id
 _MOST_AXES = 8
+_MOST_ELEMENTS = 1 << 31  # along the axes that are not empty, and along each
 _MOST_QUOTED = 60  # characters of what a client said, in an error
 NUMPY_KINDS = {
     "BOOL": np.dtype("?"),
@@ -175,6 +176,8 @@ def _sizes(name: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > _MOST_AXES:
         raise DataError(f"input {quoted(name)} must have a shape of up to {_MOST_AXES} numbers, got {quoted(shape)}")
     for size in shape:
-        if type(size) is not int or size < 0:  # True is no size
+        if type(size) is not int or not 0 <= size < _MOST_ELEMENTS:  # True is no size
             raise DataError(f"input {quoted(name)} has size {quoted(size)} in its shape; give whole numbers from 0 on")
+    if math.prod(filter(None, shape)) >= _MOST_ELEMENTS:  # NumPy multiplies them even where another one is 0
+        raise DataError(f"input {quoted(name)} must have fewer than {_MOST_ELEMENTS} numbers, got {quoted(shape)}")
     return tuple(shape)
