@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import numbers
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -94,6 +95,8 @@ def _plain(value: object) -> object:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's numbers are no JSON
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     return str(value) if isinstance(value, Path) else value
 
 

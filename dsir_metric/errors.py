@@ -15,7 +15,11 @@ __all__ = [
     "RemoteError",
     "ShapeError",
     "StoppedError",
+    "is_out_of_memory",
 ]
+
+# What ITK, the standard library of C++ and ONNX Runtime say when memory runs out.
+_OUT_OF_MEMORY = ("bad_alloc", "bad_array_new_length", "failed to allocate memory", "not enough memory")
 
 
 class DsirError(Exception):
@@ -74,3 +78,8 @@ class StoppedError(DsirError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, whatever its class, says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -223,7 +223,7 @@ def test_an_unwritable_output_is_refused_before_anything_is_read(tmp_path: Path)
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(path: Path) -> sitk.Image:
+    def exhausted(path: Path, **_: object) -> sitk.Image:
         raise MemoryError(path)
 
     monkeypatch.setattr(io, "read_image", exhausted)

@@ -1,7 +1,9 @@
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from dsir_metric.config import from_dict, load_toml, to_dict
@@ -96,3 +98,17 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         load_toml(tmp_path / "none.toml", Settings)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    edge_mm: float
+    count: int
+    several: tuple[float, ...]
+    flag: bool = True
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones() -> None:
+    plain = to_dict(Numbers(np.float32(2), np.int64(3), (np.float32(0.5), np.int16(1))))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(plain)) == {"edge_mm": 2.0, "count": 3, "several": [0.5, 1], "flag": True}
+    assert [type(value) for value in plain.values()] == [float, int, list, bool]

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import dsir_metric
-from dsir_metric.errors import DsirError, StoppedError
+from dsir_metric.errors import DsirError, StoppedError, is_out_of_memory
 from dsir_metric_cli.options import DEBUG, debug_option
 from dsir_metric_cli.stop import Stopped, heed_signals, leave_quietly, received
 
@@ -90,7 +90,7 @@ def _refusal(error: BaseException) -> _Refusal | None:
         return _Refusal(f"stopped by {number.name}; no file is half-written", 128 + number)
     if isinstance(error, DsirError):
         return _Refusal(str(error), 128 + error.signum if isinstance(error, StoppedError) else 2)
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return _Refusal(
             "there is not enough memory; say how much there is (--memory 2GB), or take larger voxels (--spacing)"
         )

@@ -28,6 +28,7 @@ __all__ = [
     "memory_option",
     "model_options",
     "needs",
+    "reorient_option",
     "size",
     "tell",
 ]
@@ -65,6 +66,11 @@ memory_option: Decorator = click.option(
     metavar="SIZE",
     callback=size,
     help="Keep within this, such as 2GB.  [default: no limit]",
+)
+reorient_option: Decorator = click.option(
+    "--reorient",
+    type=click.Choice(["nearest"]),
+    help="Where axes are slightly (up to 1 degree) off right angles: take the nearest rotation, and say what moves.",
 )
 dry_run_option: Decorator = click.option(
     "--dry-run", is_flag=True, help="Only tell what memory, disk and time it will take, and what would change that."

@@ -18,8 +18,9 @@ from dsir_metric.batch.job import settings_files
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.batch.pairs import TABLE, Pair, read_pairs
 from dsir_metric.batch.run import LOCK, run_batch
+from dsir_metric.io import Reorient
 from dsir_metric.represent import Cache
-from dsir_metric_cli.options import PATH, debug_option, hushed, size
+from dsir_metric_cli.options import PATH, debug_option, hushed, reorient_option, size
 from dsir_metric_cli.register import ending_option, settings, settings_options
 
 __all__ = ["command"]
@@ -51,6 +52,7 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 )
 @click.option("--no-cache", is_flag=True, help="Represent a scan anew for every pair.")
 @ending_option
+@reorient_option
 @settings_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
 @debug_option
@@ -63,6 +65,7 @@ def command(
     cache_size: int,
     no_cache: bool,
     ending: str,
+    reorient: Reorient | None,
     config: str | None,
     quiet: bool,
     **given: Any,
@@ -88,7 +91,7 @@ def command(
     chosen = settings(config, given)
     sources = [("the table", pairs), *settings_files(chosen, config)]
     io.check_apart(sources, [output / TABLE, output / LOCK])
-    read = _read(pairs, output, chosen.spacing_mm, ending, console)
+    read = _read(pairs, output, chosen.spacing_mm, ending, reorient, console)
     cache = None if no_cache else Cache((cache_folder or output / _CACHE).absolute(), cache_size)
     warned: set[str] = set()
 
@@ -124,11 +127,13 @@ def command(
         click.get_current_context().exit(1)
 
 
-def _read(pairs: Path, output: Path, spacing_mm: float | None, ending: str, console: Console) -> tuple[Pair, ...]:
+def _read(
+    pairs: Path, output: Path, spacing_mm: float | None, ending: str, reorient: Reorient | None, console: Console
+) -> tuple[Pair, ...]:
     """The table of pairs, with a sign of life while its rows are checked."""
     with hushed() as shown:
         sign = _Sign(Console(file=shown, quiet=console.quiet), "{} rows checked")
-        return read_pairs(pairs, output, spacing_mm, ending, on_row=sign)
+        return read_pairs(pairs, output, spacing_mm, ending, reorient, on_row=sign)
 
 
 class _Sign:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from dsir_metric import io
@@ -63,6 +63,7 @@ def read_pairs(
     output: str | Path,
     spacing_mm: float | None = None,
     ending: str = ".nii.gz",
+    reorient: io.Reorient | None = None,
     on_row: Callable[[int], None] = lambda _: None,
 ) -> tuple[Pair, ...]:
     """Read a CSV file of pairs; look at every header it names.
@@ -79,6 +80,8 @@ def read_pairs(
         Voxel size to work at, see `working_grids`.
     ending : str
         Of the images that are written, see `Job`.
+    reorient : {"nearest"}, optional
+        See `Job`.
     on_row : callable
         Receives the number of each row that has been checked: a long table with a header to read in every row takes
         minutes.
@@ -94,11 +97,11 @@ def read_pairs(
     path, folder = Path(table), Path(output).absolute()
     pairs: dict[str, Pair] = {}
     rows: dict[str, int] = {}
-    headers = _Headers(spacing_mm)
+    headers = _Headers(spacing_mm, reorient)
     for number, row in _rows(path):
         told = f"{path}, row {number}"
         try:
-            job = _job(row, path.absolute().parent, folder, ending)
+            job = _job(row, path.absolute().parent, folder, ending, reorient)
             name = job.output.name
             if name.casefold() in rows:
                 raise ConfigError(
@@ -153,7 +156,7 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
 
 
-def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
+def _job(row: dict[str, str], start: Path, output: Path, ending: str, reorient: io.Reorient | None) -> Job:
     files = {name: start / row[name] for name in INPUTS if row.get(name)}
     for name in ("fixed", "moving"):
         if name not in files:
@@ -164,7 +167,7 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
             f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
             "first"
         )
-    return Job(output=output / name, ending=ending, **files)
+    return Job(output=output / name, ending=ending, reorient=reorient, **files)
 
 
 def _stem(path: Path) -> str:
@@ -175,8 +178,8 @@ def _stem(path: Path) -> str:
 class _Headers:
     """The headers of the files of a table, each read once, and what follows from those of a pair of scans."""
 
-    def __init__(self, spacing_mm: float | None) -> None:
-        self._grid_of = lru_cache(_KEPT)(io.read_grid)  # a template is in every row
+    def __init__(self, spacing_mm: float | None, reorient: io.Reorient | None) -> None:
+        self._grid_of = lru_cache(_KEPT)(partial(io.read_grid, reorient=reorient))  # a template is in every row
         self._check_transform = lru_cache(_KEPT)(_check_transform)
 
         def working_voxels(fixed: Grid, moving: Grid) -> int:

@@ -17,7 +17,7 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DataError, DsirError, ModelFileError
+from dsir_metric.errors import DataError, DsirError, ModelFileError, is_out_of_memory
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -91,17 +91,15 @@ class Work:
                 outcome = self._outcome(job)
             except DsirError as error:
                 outcome = Outcome(name, "failed", error=str(error))
-            except MemoryError:
-                outcome = Outcome(name, "failed", error="there is not enough memory; take larger voxels (--spacing)")
             except Exception as error:  # a pair must not take the others with it
-                reason = (str(error).splitlines() or [""])[0]
-                outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
+                outcome = Outcome(name, "failed", error=_reason(error))
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
         inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
-        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        made = {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        return made | ({"reorient": job.reorient} if job.reorient else {})
 
     def spacing(self, job: Job) -> tuple[float, str]:
         """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.
@@ -111,7 +109,7 @@ class Work:
         ConfigError
             If the memory of a worker does not suffice, see `within_memory`.
         """
-        return self.spacing_of(io.read_grid(job.fixed), io.read_grid(job.moving))
+        return self.spacing_of(*job.grids())
 
     def spacing_of(self, fixed: Grid, moving: Grid) -> tuple[float, str]:
         """The same for the grids of two scans."""
@@ -142,7 +140,7 @@ class Work:
     def _represent(self, job: Job) -> PairRepresenter:
         config, (spacing, remark) = self.config, self.spacing(job)
         return PairRepresenter(
-            self._open(io.read_grid(job.fixed), io.read_grid(job.moving)),
+            self._open(*job.grids()),
             spacing,
             config.fixed_intensity,
             config.moving_intensity,
@@ -168,6 +166,13 @@ class Work:
         if report is None or not _made_again_alike(report, self.config.memory_bytes):
             return None
         return Outcome.of(job.output.name, "kept", report)
+
+
+def _reason(error: Exception) -> str:
+    """Why a pair failed, where nobody foresaw it."""
+    if is_out_of_memory(error):
+        return "there is not enough memory; take larger voxels (--spacing)"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it"
 
 
 @lru_cache(maxsize=1)

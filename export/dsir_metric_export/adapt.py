@@ -5,14 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from dsir_metric_train.checkpoint import check_resumable, mixture_of, read_checkpoint
 from dsir_metric_train.loop import CHECKPOINT, train
 from dsir_metric_train.model import MasrNet, ModelConfig
@@ -24,6 +22,7 @@ from dsir_metric.config import dump_toml, from_dict, to_dict
 from dsir_metric.errors import DataError, DsirError
 from dsir_metric.io import atomic, check_apart, content_hash, prepare_folder, remove, scratch_folder, write_json
 from dsir_metric.represent import ModelCard, Representer, load_card
+from dsir_metric.torch.threads import torch_threads
 from dsir_metric_export.export import export_network
 from dsir_metric_export.read import read_network
 from dsir_metric_export.trials import Figure, Score, Trial, compare, make_trial, score
@@ -144,7 +143,7 @@ def adapt(
     on_note(f"{len(files)} scans: {len(trained)} to train on, {len(held)} held back; begins with {card.name!r}")
     before = _scores(trials, model, threads)
     on_note(f"before: {_told(before)}")
-    with _torch_threads(threads):
+    with torch_threads(threads):
         checkpoint = train(
             out / "recipe.toml",
             out,
@@ -184,17 +183,6 @@ def _verdict(outcome: Adaptation, before: Sequence[Score], after: Sequence[Score
         "figures": {name: asdict(f) | {"verdict": f.verdict} for name, f in outcome.figures.items()},
         "trials": [{"before": asdict(b), "after": asdict(a)} for b, a in zip(before, after, strict=True)],
     }
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads for a while, where a number is given."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _split(files: Sequence[Path], folder: Path, seed: int) -> tuple[list[Path], list[Path]]:
