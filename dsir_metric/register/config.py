@@ -274,6 +274,10 @@ class RegisterConfig:
     turn_deg : float
         When the moving scan turns out to lie askew by more than this, it is represented again along turned axes, for
         descriptors are not indifferent to rotation; kept where the mean cosine rises. 180 never does it.
+    scale : float, optional
+        Size of the body against an adult patient: default lengths (`translation_mm`, `lattice_mm`, `bending_mm2`,
+        margins and reach) are multiplied by it; other values of these settings are taken in mm as they are. By default
+        it follows from the boxes and voxels of the scans, see `dsir_metric.geometry.body_scale`.
     seed : int
         Of every random choice; the same input and seed give the same output.
     search : SearchConfig
@@ -298,6 +302,7 @@ class RegisterConfig:
     moving_intensity: str = "auto"
     stages: tuple[Stage, ...] = STAGES
     turn_deg: float = 5.0
+    scale: float | None = None
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
@@ -356,6 +361,8 @@ class RegisterConfig:
             )
         if not self.turn_deg > 0:
             raise ConfigError(f"turn_deg is {self.turn_deg}; a positive angle is needed, 180 for never")
+        if self.scale is not None and not 1e-6 <= self.scale <= 1e6:
+            raise ConfigError(f"scale must be from 1e-6 to 1e6, got {self.scale}; leave it out to have it estimated")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; 0 or more is needed")
         if self.threads is not None and self.threads < 1:

@@ -74,7 +74,7 @@ def fit_freeform(
         coefficients = _level(level, linear, freeform, coarse, weighted, config.iterations[k], report)
         coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
-            remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
+            remarks.append(f"lattice {k + 1} of {count} was smoothed where it folded, in {rounds} rounds")
     return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), weights=weighted.weights)
 
 

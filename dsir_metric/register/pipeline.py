@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
-from dsir_metric.geometry import Grid, jacobian_statistics, rotation
+from dsir_metric.geometry import Grid, body_scale, jacobian_statistics, rotation
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
@@ -27,6 +27,7 @@ from dsir_metric.register.result import Progress, RegistrationResult, StageRepor
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
+from dsir_metric.register.units import Units
 from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
 from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
@@ -91,43 +92,48 @@ def register(
     config = config or RegisterConfig()
     BACKENDS[config.backend].check(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
+    refines = config.refines and not isinstance(representations, tuple)
+    stages = tuple(name for name in config.stages if name != "refine" or refines)
+    clock = _Clock(stages, on_progress or (lambda _: None))
+    grids = Grid.of(fixed), Grid.of(moving)
+    units = Units(config.scale or body_scale(*grids))
+    if initial_transform is not None:
+        check_transform(initial_transform, "initial transform")
     with at_most(config.threads), one_for_blas():  # the matrices here are too small to share
-        return _register(
-            fixed, moving, config, fixed_mask, moving_mask, initial_transform, representations, on_progress
-        )
+        with clock.stage("represent"):
+            made = units.representations(representations or _representer(config, *grids))
+        masks = [mask if mask is None else units.image(mask) for mask in (fixed_mask, moving_mask)]
+        start = _start(units.start(initial_transform))
+        result = _register(units.image(fixed), units.image(moving), units.config(config), masks, start, made, clock)
+    return units.result(replace(result, details=result.details | {"config": to_dict(config)}))
 
 
 def _register(
     fixed: sitk.Image,
     moving: sitk.Image,
     config: RegisterConfig,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    initial_transform: sitk.Transform | None,
-    representations: tuple[Representation, Representation] | PairRepresenter | None,
-    on_progress: OnProgress | None,
+    masks: list[sitk.Image | None],
+    state: State,
+    representations: tuple[Representation, Representation] | PairRepresenter,
+    clock: _Clock,
 ) -> RegistrationResult:
-    refines = config.refines and not isinstance(representations, tuple)
-    stages = tuple(name for name in config.stages if name != "refine" or refines)
-    clock = _Clock(stages, on_progress or (lambda _: None))
-    state = _start(initial_transform)
     warnings: list[str] = []
     again: list[int] = []  # bytes
     with clock.stage("represent"):
         if isinstance(representations, tuple):
             make, pair = None, representations
         else:
-            make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
+            make = representations
             warnings += [make.remark] if make.remark else []
             pair = make(fixed, moving)
-        problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
+        problem = _prepare(fixed, moving, pair, config, masks, state)
         del pair
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports: list[StageReport] = []
     turner = make
-    for name in stages:
+    for name in clock.stages:
         if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
                 problem, guard, needed = _along(problem, guard, state, fixed, moving, turner)
@@ -159,7 +165,6 @@ def _register(
         "warnings": [*dict.fromkeys(warnings), *_warnings(cosine, jacobian["folded_percent"])],
         "jacobian": jacobian,
         "seconds": clock.seconds,
-        "config": to_dict(config),
         "versions": _versions(),
     }
     clock.finish()
@@ -185,6 +190,7 @@ class _Clock:
     """Times the stages and tells how far the whole has come; a context manager around each stage."""
 
     def __init__(self, stages: tuple[Stage, ...], on_progress: OnProgress) -> None:
+        self.stages = stages
         names = ("represent", *stages)
         whole = sum(_SHARE[n] for n in names)
         self._share = {n: _SHARE[n] / whole for n in names}
@@ -221,7 +227,6 @@ def _start(initial: sitk.Transform | None) -> State:
     """A linear initial transform is taken apart, so that it can be improved; another one is kept behind."""
     if initial is None:
         return State()
-    check_transform(initial, "initial transform")
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
@@ -238,11 +243,11 @@ def _prepare(
     moving: sitk.Image,
     pair: tuple[Representation, Representation],
     config: RegisterConfig,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
+    masks: list[sitk.Image | None],
     start: State,
 ) -> Problem:
     """Check the masks and build the levels."""
+    fixed_mask, moving_mask = masks
     if fixed_mask is not None:
         fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
     if moving_mask is not None:
@@ -307,14 +312,25 @@ def _refined(
         places = state.map(finest.points_mm)
         places = places if finest.after is None else point_map(finest.after).map(places)
         held = levels_bytes(working, finest.fixed.channels)
-        first, second = make.finer(fixed, moving, working, spacing, (finest.points_mm, places), held)
-        if config.deformable.mixed:
-            first = first.mixed()
-            second = second.mixed()  # not both in memory twice
-        scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
+        first, second = make.finer(
+            fixed, moving, working, spacing, (finest.points_mm, places), held, mixed=config.deformable.mixed
+        )
+        scans = finest.scans and _finer_scans(fixed, moving, (first, second), working[0].resampled(spacing), config)
         finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
     state, report = _stage("refine", finer, guard, state, clock)
     return state, [report], [needed]
+
+
+def _finer_scans(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    pair: tuple[Representation, Representation],
+    finer: Grid,
+    config: RegisterConfig,
+) -> tuple[Representation, Representation]:
+    """Both scans as `represent_finer` shows them: in smaller voxels, the fixed one read at the points of its grid."""
+    first = resampled_scan(fixed, finer, config.fixed_intensity).resampled(pair[0].grid, extend=True)
+    return first, resampled_scan(moving, pair[1].grid, config.moving_intensity)
 
 
 def _scans(

@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric.errors import DataError
-from dsir_metric.geometry import Grid
+from dsir_metric.geometry import Grid, body_scale
 
 __all__ = ["foreground"]
 
-_MARGIN_MM = 4.0  # the outline of the anatomy is looked at from outside as well
+_MARGIN_MM = 4.0  # the outline of the anatomy is looked at from outside as well; of an adult, see `body_scale`
 
 
 def foreground(image: sitk.Image, grid: Grid, name: str = "image") -> sitk.Image:
     """Where there is something to compare: the largest bright body of `image`, filled, 4 mm wider; on `grid`.
+
+    The 4 mm are those of an adult patient, see `body_scale`.
 
     What a plane along the axes of `grid` shows enclosed is filled too: in a slab, a dark organ reaches its first or
     last slice and is open there.
@@ -40,7 +42,7 @@ def foreground(image: sitk.Image, grid: Grid, name: str = "image") -> sitk.Image
         raise DataError(f"{name}: nothing stands out from the background; give a mask")
     if count > 1:
         body = labels == 1 + np.argmax(ndimage.sum_labels(body, labels, np.arange(1, count + 1)))
-    steps = max(1, round(_MARGIN_MM / min(grid.spacing_mm)))
+    steps = max(1, round(_MARGIN_MM * body_scale(grid) / min(grid.spacing_mm)))
     body = np.pad(body, steps + 1)
     body = _filled(ndimage.binary_closing(body, iterations=steps))
     body = ndimage.binary_dilation(body, iterations=steps)[(slice(steps + 1, -steps - 1),) * body.ndim]
