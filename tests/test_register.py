@@ -215,9 +215,9 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(
 class Elsewhere(PairRepresenter):
     """In smaller voxels the moving scan lies elsewhere, or its descriptors say so."""
 
-    def finer(self, *settings: Any) -> tuple[Representation, Representation]:
+    def finer(self, *settings: Any, **more: Any) -> tuple[Representation, Representation]:
         """With an origin that is 9 mm off."""
-        first, second = super().finer(*settings)
+        first, second = super().finer(*settings, **more)
         x, y, z = second.grid.origin_mm
         return first, replace(second, grid=replace(second.grid, origin_mm=(x + 9.0, y, z)))
 
@@ -229,6 +229,17 @@ def test_what_the_scans_do_not_bear_out_is_undone(pair: PhantomPair) -> None:
     assert "undone: the scans tell less of each other (mutual information 1." in came.stages[-1].remark
     left = register(pair.fixed, pair.moving, replace(CONFIG, stages=stages[:-1]))
     assert apart_mm(came.transform, left.transform, Grid.of(pair.fixed)) < 1e-6
+
+
+@pytest.mark.parametrize("shift_mm", [(0.0, 0.0, 0.0), (1.3, -2.1, 0.9)])
+def test_a_scan_registered_to_itself_stays_where_it_is(pair: PhantomPair, shift_mm: tuple[float, ...]) -> None:
+    away = sitk.Image(pair.fixed)
+    away.SetOrigin(np.add(away.GetOrigin(), shift_mm).tolist())
+    result = register(pair.fixed, away, RegisterConfig(threads=1))
+    points = Grid.of(pair.fixed).points_mm()[sitk.GetArrayViewFromImage(pair.fixed_labels) > 0][::20]
+    moved = [np.subtract(result.transform.TransformPoint(p), np.add(p, shift_mm)) for p in points.tolist()]
+    assert "refine" not in result.undone
+    assert np.linalg.norm(moved, axis=1).mean() < 0.01 * max(pair.fixed.GetSpacing())
 
 
 def test_representations_that_came_are_not_refined(pair: PhantomPair) -> None:
