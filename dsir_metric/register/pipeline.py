@@ -29,7 +29,7 @@ from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
 from dsir_metric.register.units import Units
 from dsir_metric.represent import PairRepresenter, Representation
-from dsir_metric.represent.foreground import foreground
+from dsir_metric.represent.foreground import foreground, outlined
 from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
 from dsir_metric.threads import at_most, one_for_blas
 
@@ -252,10 +252,14 @@ def _prepare(
         fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
     if moving_mask is not None:
         moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
-    mask = _body(fixed, fixed_mask, pair[0].grid, "fixed")
+    mask, moving_body = (
+        _body(fixed, fixed_mask, pair[0].grid, "fixed"),
+        _body(moving, moving_mask, pair[1].grid, "moving"),
+    )
     scans = _scans(fixed, moving, pair, config) if config.looks_at_scans else None
-    levels = pyramid(Level(*pair, mask, moving_mask, start.after, scans))
-    return Problem(levels, _body(moving, moving_mask, pair[1].grid, "moving"), middle(mask), config)
+    reachable = None if moving_mask is None else moving_body
+    levels = pyramid(Level(*pair, mask, reachable, start.after, scans))
+    return Problem(levels, moving_body, middle(mask), config)
 
 
 def _exceed(config: RegisterConfig, needed: list[int]) -> bool:
@@ -365,10 +369,10 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
 
 
 def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> sitk.Image:
-    """The given mask, nearest neighbour, or else the foreground of the image; on `grid`."""
+    """Return where the image counts, on `grid`: its foreground, or a mask whose outline is corrected."""
     if mask is None:
         return foreground(image, grid, name)
-    return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
+    return outlined(sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor), image)
 
 
 def _warnings(cosine: float, folded_percent: float) -> list[str]:
