@@ -34,7 +34,8 @@ class Level:
     after : sitk.Transform or None
         Applied after whatever is being sought, on the way into the moving image.
     scans : tuple of Representation, optional
-        The scans themselves on the grids of `fixed` and `moving`: one channel, intensities in [0, 1].
+        The scans themselves: one channel, intensities in [0, 1]. They keep the axes and voxels of the working grids, so
+        that each is interpolated once.
     """
 
     fixed: Representation

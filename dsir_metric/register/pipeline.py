@@ -286,8 +286,7 @@ def _along(
     if _exceed(config, [needed]):
         return problem, guard, [needed]
     along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
-    scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
-    turned = replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
+    turned = replace(problem, levels=pyramid(replace(finest, moving=along)))
     judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
     return (turned, judge, [needed]) if judge.score(state) > guard.score(state) else (problem, guard, [needed])
 
@@ -319,22 +318,9 @@ def _refined(
         first, second = make.finer(
             fixed, moving, working, spacing, (finest.points_mm, places), held, mixed=config.deformable.mixed
         )
-        scans = finest.scans and _finer_scans(fixed, moving, (first, second), working[0].resampled(spacing), config)
-        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
+        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second)])
     state, report = _stage("refine", finer, guard, state, clock)
     return state, [report], [needed]
-
-
-def _finer_scans(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    pair: tuple[Representation, Representation],
-    finer: Grid,
-    config: RegisterConfig,
-) -> tuple[Representation, Representation]:
-    """Both scans as `represent_finer` shows them: in smaller voxels, the fixed one read at the points of its grid."""
-    first = resampled_scan(fixed, finer, config.fixed_intensity).resampled(pair[0].grid, extend=True)
-    return first, resampled_scan(moving, pair[1].grid, config.moving_intensity)
 
 
 def _scans(
