@@ -227,7 +227,7 @@ def test_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[3]", b'{"max_voxels": "0", "precision": "\\"fp16\\""}', b"\xff"])
 def test_damaged_offer(content: bytes) -> None:
-    with pytest.raises(ModelFileError, match="grpc://x: the model's card is damaged") as caught:
+    with pytest.raises(ModelFileError, match="grpc://x: the model card is damaged") as caught:
         Offer.from_bytes(content, "grpc://x")
     assert "\n" not in str(caught.value)
 

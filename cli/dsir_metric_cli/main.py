@@ -11,7 +11,7 @@ import click
 
 import dsir_metric
 from dsir_metric.errors import DsirError
-from dsir_metric_cli.options import DEBUG, debug_option
+from dsir_metric_cli.options import DEBUG, debug_option, printable, warn
 
 __all__ = ["app", "main"]
 
@@ -46,7 +46,7 @@ class _Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True)
+        click.echo(f"error: {printable(self.message)}", err=True)
 
 
 class _App(click.Group):
@@ -69,6 +69,11 @@ class _App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            raise _Refusal(f"{' '.join(error.format_message().split())} See `{command} --help`.") from error
         except DsirError as error:
             if ctx.meta.get(DEBUG):
                 raise
@@ -89,7 +94,7 @@ def app() -> None:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    warn(message)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dsir_metric.batch.outcome import Outcome
 from dsir_metric.batch.pairs import TABLE, read_pairs
 from dsir_metric.batch.run import run_batch
 from dsir_metric.represent import Cache
-from dsir_metric_cli.options import PATH, debug_option, hushed, size
+from dsir_metric_cli.options import PATH, debug_option, hushed, size, warn
 from dsir_metric_cli.register import ending_option, settings, settings_options
 
 __all__ = ["command"]
@@ -48,7 +48,7 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 @click.option("--no-cache", is_flag=True, help="Represent a scan anew for every pair.")
 @ending_option
 @settings_options
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen; warnings stay.")
 @debug_option
 def command(
     pairs: Path,
@@ -98,8 +98,12 @@ def command(
             bar.advance(task)
             for note in outcome.notes:
                 if note not in warned:
-                    console.print(f"warning: {escape(note)}", highlight=False, soft_wrap=True)
+                    warn(note)
             warned.update(outcome.notes)
+            for doubt in outcome.warnings:
+                warn(f"{outcome.id}: {doubt}")
+            if outcome.state == "failed":
+                warn(f"{outcome.id} failed: {outcome.error}")
 
         outcomes = run_batch(
             read, output, chosen, workers=workers, scheduler=scheduler, cache=cache, on_start=start, on_outcome=show
