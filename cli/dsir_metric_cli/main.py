@@ -40,6 +40,9 @@ _HELP = """Register medical images of different modalities by a learned similari
 """
 
 
+_HELP_INSTEAD = getattr(click.exceptions, "NoArgsIsHelpError", ())  # shown where nothing is given; click 8.1 has none
+
+
 class _Refusal(click.ClickException):
     """An error of ours: one line, exit code 2."""
 
@@ -69,7 +72,7 @@ class _App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.NoArgsIsHelpError:
+        except _HELP_INSTEAD:
             raise
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else ctx.command_path

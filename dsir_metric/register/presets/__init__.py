@@ -53,7 +53,5 @@ def _merged(tables: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, 
     merged = dict(tables)
     for name, value in options.items():
         inner = merged.get(name)
-        merged[name] = (
-            _merged(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
-        )
+        merged[name] = _merged(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
     return merged
