@@ -52,6 +52,12 @@ class _Refusal(click.ClickException):
         click.echo(f"error: {printable(self.message)}", err=True)
 
 
+def _wrong_use(error: click.UsageError) -> _Refusal:
+    """The error for options and arguments that are no use."""
+    command = error.ctx.command_path if error.ctx else "dsir-metric"
+    return _Refusal(f"{' '.join(error.format_message().split())} See `{command} --help`.")
+
+
 class _App(click.Group):
     """Commands by name; a module is imported only for its own command."""
 
@@ -69,14 +75,21 @@ class _App(click.Group):
             with formatter.section(title):
                 formatter.write_dl(list(section.items()), col_max=20)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except _HELP_INSTEAD:
+            raise
+        except click.UsageError as error:
+            raise _wrong_use(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except _HELP_INSTEAD:
             raise
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else ctx.command_path
-            raise _Refusal(f"{' '.join(error.format_message().split())} See `{command} --help`.") from error
+            raise _wrong_use(error) from error
         except DsirError as error:
             if ctx.meta.get(DEBUG):
                 raise
