@@ -6,7 +6,7 @@ import reprlib
 from dataclasses import dataclass
 from typing import Annotated
 
-__all__ = ["MOST_DEPTH", "MOST_ENTRIES", "MOST_LETTERS", "MOST_NUMBER", "Length", "Range", "Threads", "quoted"]
+__all__ = ["MOST_DEPTH", "MOST_ENTRIES", "MOST_LETTERS", "MOST_NUMBER", "Bytes", "Length", "Range", "Threads", "quoted"]
 
 # What holds where a field declares nothing else.
 MOST_NUMBER = 10**18  # magnitude; a whole number up to it fits 64 bits
@@ -61,6 +61,7 @@ class Length:
         return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
 
 
+Bytes = Annotated[int, Range(1, 1e15)]
 Threads = Annotated[int, Range(1, 1024)]  # of a process; no machine has more cores for one
 
 

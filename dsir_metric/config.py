@@ -15,7 +15,7 @@ from dsir_metric.bounds import MOST_DEPTH, MOST_ENTRIES, MOST_LETTERS, MOST_NUMB
 from dsir_metric.errors import ConfigError
 from dsir_metric.tomlfile import read_tables, write_tables
 
-__all__ = ["Settings", "dump_toml", "from_dict", "load_toml", "to_dict"]
+__all__ = ["Settings", "checked", "dump_toml", "from_dict", "load_toml", "to_dict"]
 
 Config = TypeVar("Config")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -83,6 +83,17 @@ def from_dict(cls: type[Config], mapping: Mapping[str, object]) -> Config:
         bounds.
     """
     return cast(Config, _dataclass(cls, mapping, ""))
+
+
+def checked(hint: Any, value: object, name: str) -> Any:
+    """A single value in the type `hint`, within its bounds; `name` is what an error calls it.
+
+    Raises
+    ------
+    ConfigError
+        If it has another type or is out of bounds.
+    """
+    return _convert(hint, value, name)
 
 
 def to_dict(config: object) -> dict[str, Any]:

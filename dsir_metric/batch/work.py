@@ -18,6 +18,7 @@ from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
 from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -29,6 +30,14 @@ from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
+_MOST_REPORT_BYTES = 100_000_000  # of result.json; ours have some 100 kB
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # somebody edited it: the pair is done again
 _APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
 _IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
@@ -163,9 +172,12 @@ class Work:
 
     def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
         report = _complete(job, made_from)
-        if report is None or not _made_again_alike(report, self.config.memory_bytes):
+        try:
+            if report is None or not _made_again_alike(report, self.config.memory_bytes):
+                return None
+            return Outcome.of(job.output.name, "kept", report)
+        except _DAMAGED:
             return None
-        return Outcome.of(job.output.name, "kept", report)
 
 
 @lru_cache(maxsize=1)
@@ -186,10 +198,10 @@ def _absolute(name: str, path: Path) -> str:
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
-        report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_text(job.output / "result.json", _MOST_REPORT_BYTES))
         same = report["made_from"] == made_from
         whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *_DAMAGED):
         return None
     return report if same and whole else None
 

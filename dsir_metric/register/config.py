@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dsir_metric.bounds import MOST_NUMBER, Length, Range, Threads, quoted
+from dsir_metric.bounds import MOST_NUMBER, Bytes, Length, Range, Threads, quoted
 from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.register.backends import BACKENDS
@@ -292,7 +292,7 @@ class RegisterConfig(Settings):
     model: str = "default"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
-    memory_bytes: Annotated[int, Range(1, 1e15)] | None = None
+    memory_bytes: Bytes | None = None
     spacing_mm: Annotated[float, Range(1e-4, 1000)] | None = None
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dsir_metric.bounds import Threads
+from dsir_metric.config import checked
 from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError
 
 __all__ = ["DEVICES", "metadata_of", "onnxruntime", "open_session"]
@@ -65,8 +67,7 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     """
     if device not in DEVICES:
         raise ConfigError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; give a positive number, or none for every core")
+    threads = checked(Threads | None, threads, "threads")
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False  # an arena keeps every block it ever needed: twice the memory
