@@ -157,8 +157,8 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str) -> Job:
     name = row.get("id") or _NO_ID.sub("_", f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}")
     if not _ID.fullmatch(name) or len(name.encode()) > _MOST_ID_BYTES or name.casefold() == TABLE:
         raise ConfigError(
-            f"the id {quoted(name)} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after "
-            "the first"
+            f"the id {quoted(name)} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - "
+            "after the first"
         )
     return Job(output=output / name, ending=ending, **files)
 

@@ -49,7 +49,7 @@ class VolumeSource(Settings):
     variants: Annotated[int, Range(1, 1000)] = 1
     intensity: str = "auto"
     strip_above: Label = 0
-    one_tissue: tuple[tuple[Label, ...], ...] = ()
+    one_tissue: Annotated[tuple[Annotated[tuple[Label, ...], Length(1, 1000)], ...], Length(0, 1000)] = ()
     origin: str = ""
     licence: str = ""
 
