@@ -212,7 +212,7 @@ def test_versions_that_are_served_have_one_configuration(tmp_path: Path) -> None
     "values", [{"name": "Liver"}, {"name": "a/b"}, {"name": ""}, {"version": 0}, {"max_voxels": 0}, {"instances": -1}]
 )
 def test_deployment_out_of_range(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"no name for a server|must be positive"):
+    with pytest.raises(ConfigError, match=r"no name for a server|must be a whole number from 1"):
         Deployment(**values)
 
 

@@ -310,8 +310,8 @@ COMMANDS = {
 OPTIONS = [
     "--threads", "--seed", "--spacing", "--stages", "--intensity", "--fixed-intensity", "--backend", "--metric",
     "--init", "--refine-io", "--channels", "--device", "--model", "--config", "--memory", "--format", "--fixed-mask",
-    "--tile", "--workers", "--cache-size", "--scheduler", "--for", "--steps", "--crop", "--data", "--devices", "--version",
-    "--max-voxels", "--initial-transform", "--cache", "--velocity", "--dry-run", "--resume", "-q",
+    "--tile", "--workers", "--cache-size", "--scheduler", "--for", "--steps", "--crop", "--data", "--devices",
+    "--max-voxels", "--version", "--initial-transform", "--cache", "--velocity", "--dry-run", "--resume", "-q",
 ]  # fmt: skip
 WORDS = st.one_of(
     st.sampled_from(

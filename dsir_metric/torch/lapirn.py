@@ -48,8 +48,8 @@ class LapIRNConfig(Settings):
     """
 
     channels: Annotated[int, Range(1, 1024)] = 24
-    width: Annotated[int, Range(1, 1024)] = 7
-    blocks: Annotated[int, Range(1, 64)] = 5
+    width: Annotated[int, Range(1, 128)] = 7
+    blocks: Annotated[int, Range(1, 16)] = 5
     levels: Annotated[int, Range(1, 4)] = 3
     squarings: Annotated[int, Range(1, 16)] = 7
     largest_velocity_vox: Annotated[float, Range(0, 1000, above=True)] = 4.0

@@ -17,6 +17,9 @@ from dsir_metric_train.dns import PAIRS, relations
 __all__ = ["MasrNet", "ModelConfig"]
 
 
+_MOST_WEIGHTS = 500_000_000  # 2 GB
+
+
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """Shape of a MASR-Net. Where the paper is silent the field says so.
@@ -55,9 +58,14 @@ class ModelConfig(Settings):
     epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-5
 
     def check_together(self) -> None:
-        """See that the filter has a middle and passes something."""
+        """See that the filter has a middle and passes something, and that the weights fit a machine."""
         if len(self.blur) % 2 == 0 or sum(self.blur) == 0:
             raise ConfigError(f"blur must be an odd number of weights, not all 0, got {list(self.blur)}")
+        weights = 2 * 27 * self.convolutions * sum(width**2 for width in self.widths)
+        if weights > _MOST_WEIGHTS:
+            raise ConfigError(
+                f"a model must have up to {_MOST_WEIGHTS} weights, got about {weights}; take fewer widths or convolutions"
+            )
 
     @property
     def multiple(self) -> int:
