@@ -55,6 +55,10 @@ def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
         network.load_state_dict(network_weights(content))
         if not {"recipe", "data"} <= set(settings):
             raise KeyError("recipe and data are absent")
+        if not isinstance(settings["recipe"], dict) or not isinstance(settings["data"], list | tuple):
+            raise TypeError("recipe is no table, or data no list")
+        if not isinstance(content.get(_MIXTURE, torch.empty(0)), Tensor):
+            raise TypeError("mixture is no tensor")
     except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error)[:300].split())
         raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error

@@ -64,7 +64,8 @@ class ModelConfig(Settings):
         weights = 2 * 27 * self.convolutions * sum(width**2 for width in self.widths)
         if weights > _MOST_WEIGHTS:
             raise ConfigError(
-                f"a model must have up to {_MOST_WEIGHTS} weights, got about {weights}; take fewer widths or convolutions"
+                f"a model must have up to {_MOST_WEIGHTS} weights, got about {weights}; take smaller widths or fewer "
+                "convolutions"
             )
 
     @property
