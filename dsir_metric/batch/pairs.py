@@ -124,8 +124,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
                     "quotes around a path with a comma"
                 )
-            if any("\0" in cell for cell in cells):
-                raise DataError(f"{path}, row {reader.line_num}: has a NUL, which no path has; write the file again")
+            if any("\0" in cell or len(cell.strip().splitlines()) > 1 for cell in cells):
+                raise DataError(f"{path}, row {reader.line_num}: has a NUL or a line break in a cell; mend the quotes")
             yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file of pairs") from error
