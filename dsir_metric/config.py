@@ -108,6 +108,8 @@ def _plain(value: object) -> object:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Real) and not isinstance(value, bool):  # NumPy's numbers are no JSON
+        return int(value) if isinstance(value, Integral) else float(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -180,3 +181,17 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, kind: str) -> None:
     path = {"device": "/dev/zero", "long": "a" * 5000, "nul": "a\0"}.get(kind, str(tmp_path / kind))
     with pytest.raises(ConfigError, match="cannot be read"):
         load_toml(path, Bounded)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    edge_mm: float
+    count: int
+    several: tuple[float, ...]
+    flag: bool = True
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones() -> None:
+    plain = to_dict(Numbers(np.float32(2), np.int64(3), (np.float32(0.5), np.int16(1))))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(plain)) == {"edge_mm": 2.0, "count": 3, "several": [0.5, 1], "flag": True}
+    assert [type(value) for value in plain.values()] == [float, int, list, bool]

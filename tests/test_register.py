@@ -35,6 +35,7 @@ from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Deformation, Problem
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
+from dsir_metric.threads import threads
 
 IDENTITY = sitk.Transform(3, sitk.sitkIdentity)
 CONFIG = RegisterConfig(device="cpu", threads=1)
@@ -490,12 +491,16 @@ def test_a_bad_stage_is_undone_and_the_next_goes_on(pair: PhantomPair, monkeypat
 
 
 def test_number_of_threads_is_for_this_registration_only(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(pipeline.numba, "set_num_threads", calls.append)
-    monkeypatch.setattr(pipeline.numba, "get_num_threads", lambda: 3)
-    monkeypatch.setitem(pipeline.RUN, "rigid", lambda _, state, __: (state, ""))
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    used: list[int] = []
+
+    def rigid(_: object, state: State, __: object) -> tuple[State, str]:
+        used.append(threads())
+        return state, ""
+
+    monkeypatch.setitem(pipeline.RUN, "rigid", rigid)
     register(pair.fixed, pair.moving, RIGID)
-    assert calls == [1, 3]
+    assert (used, threads()) == ([1], 3)
 
 
 def test_scans_that_agree_little_are_told(pair: PhantomPair, linear: RegistrationResult) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, MissingDependencyError
+from dsir_metric.io import silenced
 
 if TYPE_CHECKING:
     from dsir_metric.represent.forecast import Forecast
@@ -29,6 +30,7 @@ __all__ = [
     "model_options",
     "needs",
     "printable",
+    "reorient_option",
     "size",
     "tell",
     "warn",
@@ -67,6 +69,11 @@ memory_option: Decorator = click.option(
     metavar="SIZE",
     callback=size,
     help="Keep within this, such as 2GB.  [default: no limit]",
+)
+reorient_option: Decorator = click.option(
+    "--reorient",
+    type=click.Choice(["nearest"]),
+    help="Where axes are slightly (up to 1 degree) off right angles: take the nearest rotation, and say what moves.",
 )
 dry_run_option: Decorator = click.option(
     "--dry-run", is_flag=True, help="Only tell what memory, disk and time it will take, and what would change that."
@@ -116,25 +123,24 @@ def needs(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep what C++ readers print about a bad file off the screen; the exception says it in one line.
+def hushed() -> Iterator[TextIO]:
+    """Keep what C++ code prints about a bad file or a full disk off the screen; the exception says it in one line.
 
     Warnings of Python are shown at the end. Does nothing with --debug.
+
+    Yields
+    ------
+    text file
+        Standard error, for what is to be seen meanwhile.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DEBUG):
-        yield
+        yield sys.stderr
         return
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
-        with warnings.catch_warnings(record=True) as told:
-            yield
+        with warnings.catch_warnings(record=True) as told, silenced() as shown:
+            yield shown
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
         for warning in told:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 

@@ -17,7 +17,7 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.errors import DataError, DsirError, ModelFileError, is_out_of_memory
 from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
@@ -39,7 +39,6 @@ _DAMAGED = (
     RecursionError,
 )  # somebody edited it: the pair is done again
 _APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
-_IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -101,17 +100,15 @@ class Work:
                 outcome = self._outcome(job)
             except DsirError as error:
                 outcome = Outcome(name, "failed", error=str(error))
-            except MemoryError:
-                outcome = Outcome(name, "failed", error="there is not enough memory; take larger voxels (--spacing)")
             except Exception as error:  # a pair must not take the others with it
-                reason = (str(error).splitlines() or [""])[0]
-                outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
+                outcome = Outcome(name, "failed", error=_reason(error))
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
         inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
-        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        made = {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0]}
+        return made | ({"reorient": job.reorient} if job.reorient else {})
 
     def spacing(self, job: Job) -> tuple[float, str]:
         """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.
@@ -121,7 +118,10 @@ class Work:
         ConfigError
             If the memory of a worker does not suffice, see `within_memory`.
         """
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        return self.spacing_of(*job.grids())
+
+    def spacing_of(self, fixed: Grid, moving: Grid) -> tuple[float, str]:
+        """The same for the grids of two scans."""
         if self.config.memory_bytes is None:
             return working_grids(fixed, moving, self.config.spacing_mm, shared=True)[0].spacing_mm[0], ""
         return within_memory(self.config, fixed, moving, self._open(fixed, moving), shared=True)
@@ -141,15 +141,15 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent(job))
-        for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
-            io.remove(job.output / name)
         more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
-        return Outcome.of(job.output.name, "done", job.write(scans, result, more))
+        with io.silenced():
+            report = job.write(scans, result, more)
+        return Outcome.of(job.output.name, "done", report)
 
     def _represent(self, job: Job) -> PairRepresenter:
         config, (spacing, remark) = self.config, self.spacing(job)
         return PairRepresenter(
-            self._open(io.read_grid(job.fixed), io.read_grid(job.moving)),
+            self._open(*job.grids()),
             spacing,
             config.fixed_intensity,
             config.moving_intensity,
@@ -180,6 +180,13 @@ class Work:
             return None
 
 
+def _reason(error: Exception) -> str:
+    """Why a pair failed, where nobody foresaw it."""
+    if is_out_of_memory(error):
+        return "there is not enough memory; take larger voxels (--spacing)"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it"
+
+
 @lru_cache(maxsize=1)
 def _representer(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
     """The model, opened once a process and study: a worker may live longer than the file."""
@@ -199,11 +206,10 @@ def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
         report: dict[str, Any] = json.loads(read_text(job.output / "result.json", _MOST_REPORT_BYTES))
-        same = report["made_from"] == made_from
-        whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
-    except (OSError, *_DAMAGED):
+        same = report["made_from"] == made_from and set(job.images) <= set(report["outputs"])
+        return report if same and io.outputs_are_whole(job.output, report) else None
+    except (OSError, DataError, *_DAMAGED):
         return None
-    return report if same and whole else None
 
 
 def _made_again_alike(report: dict[str, Any], memory_bytes: int | None) -> bool:

@@ -132,7 +132,7 @@ class FreeForm:
 
         It is diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2, Frobenius norms.
         """
-        half = np.zeros_like(coefficients)
+        half = np.zeros(coefficients.shape)
         for weight, grams in self.quadratic_terms(diffusion, bending_mm2):
             half += weight * self.evaluate(coefficients, grams)
         return float((half * coefficients).sum()), 2 * half

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
-import numba
 import numpy as np
 import SimpleITK as sitk
-from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
@@ -33,6 +30,7 @@ from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.foreground import foreground
 from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
+from dsir_metric.threads import at_most, one_for_blas
 
 __all__ = ["register"]
 
@@ -93,22 +91,10 @@ def register(
     config = config or RegisterConfig()
     BACKENDS[config.backend].check(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
-    with _threads(config.threads):
+    with at_most(config.threads), one_for_blas():  # the matrices here are too small to share
         return _register(
             fixed, moving, config, fixed_mask, moving_mask, initial_transform, representations, on_progress
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """At most `count` threads for the metric; one for BLAS, whose matrices here are too small to share."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count or before, before))
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def _register(

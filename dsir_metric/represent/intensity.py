@@ -31,6 +31,11 @@ class IntensityRule:
         Raw intensities that become 0 and 1.
     detected : bool
         Whether the kind was guessed from the image rather than chosen.
+
+    Raises
+    ------
+    ConfigError
+        If `low` is not below `high`, or they or their difference do not fit single precision.
     """
 
     kind: str
@@ -38,11 +43,20 @@ class IntensityRule:
     high: float
     detected: bool = False
 
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            bounds = np.array([self.low, self.high, self.high - self.low]).astype(np.float32)
+        if not (np.isfinite(bounds).all() and bounds[2] > 0):
+            raise ConfigError(
+                f"window is {self.low} to {self.high}; two numbers in single precision are expected, lower first"
+            )
+
     def apply(self, values: NDArray[np.float32], *, in_place: bool = False) -> NDArray[np.float32]:
         """`values` of any shape, raw, to float32 in [0, 1]; `in_place`, they change themselves."""
         scaled = values.astype(np.float32, copy=not in_place)
-        scaled -= np.float32(self.low)
-        scaled /= np.float32(self.high - self.low)
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            scaled -= np.float32(self.low)
+            scaled /= np.float32(self.high - self.low)
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 

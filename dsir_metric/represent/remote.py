@@ -198,7 +198,7 @@ class RemoteNetwork:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""
         card, most = self.card, self.offer.max_voxels
         halo = -(-(card.halo + card.head_halo) // card.multiple) * card.multiple
-        pieces = list(tiles(shape, core_of(shape, self._tile, halo, card.multiple, most), halo))
+        pieces = list(tiles(shape, core_of(shape, self._tile, halo, card.multiple, most, padded=True), halo))
         largest = max(prod(s.stop - s.start for s in tile.source) for tile in pieces)
         if largest > most:
             hint = "raise the server's --max-voxels" if self._tile is None else "choose smaller tiles"

@@ -8,10 +8,21 @@ from pathlib import Path
 from dsir_metric.errors import ConfigError
 from dsir_metric.represent.wire import MODEL_NAME, Precision
 
-__all__ = ["VERSION", "ServeConfig"]
+__all__ = ["LEAST_COST", "VERSION", "ServeConfig"]
 
 VERSION = "1"  # the only one
 _MOST_VOXELS = 20_000_000  # 24 channels in single precision, and protobuf's 2 GiB
+_COST_PER_VOXEL = 3  # the halos of a cube of 16 million voxels make 1.6; long tiles need less
+LEAST_COST = 64_000  # computed voxels that any request may cost: 40^3, a few tenths of a second on one core
+_LEAST = {
+    "max_cost": 1,
+    "concurrency": 1,
+    "queue": 0,
+    "max_connections": 1,
+    "buffer_bytes": 1,
+    "patience_s": 1,
+    "grace_s": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,20 @@ class ServeConfig:
         Of the descriptors that are answered.
     max_voxels : int
         The largest image of one request. A request needs up to 2 GiB and some 300 bytes a voxel.
+    max_cost : int, optional
+        What one request may cost: the voxels that the network computes for it, halos and padding included (see
+        `dsir_metric.represent.plan.computed_voxels`). By default three times `max_voxels`.
     concurrency : int
         Requests that are computed at the same time.
     queue : int
         Requests that may wait; further ones are told to come back later.
+    max_connections : int
+        Connections of clients, for HTTP and for gRPC each. When all are taken, an idle one is closed for a new one.
+    buffer_bytes : int
+        Requests and answers that are held in memory, of all clients together; at least one request is.
     patience_s : int
-        Seconds within which an HTTP request must begin and go on; who lets the server wait is hung up on.
+        Seconds within which a request must begin and go on, and an answer be read; who lets the server wait is hung up
+        on.
     grace_s : int
         Seconds that requests under way are given when the server is stopped.
     device : str
@@ -62,8 +81,11 @@ class ServeConfig:
     key: Path | None = None
     precision: Precision = "fp16"
     max_voxels: int = 16_000_000
+    max_cost: int | None = None
     concurrency: int = 1
     queue: int = 64
+    max_connections: int = 512
+    buffer_bytes: int = 256_000_000
     patience_s: int = 60
     grace_s: int = 30
     device: str = "auto"
@@ -81,14 +103,25 @@ class ServeConfig:
             )
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a certificate and its key belong together; give both, or neither for no encryption")
-        for name, least in (("concurrency", 1), ("queue", 0), ("patience_s", 1), ("grace_s", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; give {least} or more")
+
+    @property
+    def most_cost(self) -> int:
+        """Computed voxels that one request may cost."""
+        return max(LEAST_COST, _COST_PER_VOXEL * self.max_voxels) if self.max_cost is None else self.max_cost
 
     @property
     def request_bytes(self) -> int:
         """The longest request: its voxels and what surrounds them."""
         return 4 * self.max_voxels + (1 << 20)
+
+    @property
+    def room_bytes(self) -> int:
+        """What is held in memory of requests and answers: `buffer_bytes`, but room for the longest request."""
+        return max(self.buffer_bytes, self.request_bytes)
 
     @property
     def secure(self) -> bool:

@@ -14,7 +14,7 @@ import onnx
 from dsir_metric.bounds import Range, quoted
 from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
-from dsir_metric.io import atomic, prepare_folder
+from dsir_metric.io import atomic, check_apart, prepare_folder
 from dsir_metric.represent import load_card
 from dsir_metric.represent.wire import CROP, IMAGE, MODEL_NAME, STRIDE, WINDOW, Offer, Precision, Tensor
 from dsir_metric_export.whole import whole_graph
@@ -90,21 +90,23 @@ def export_triton(
     ModelFileError, ParityError
         See `whole_graph`.
     ConfigError
-        If a version that is there, and stays in use, answers with other tensors.
+        If a version that is there, and stays in use, answers with other tensors, or is the model itself.
     DataError
         If `repository` cannot be written.
     """
     deployment = deployment or Deployment()
+    folder = Path(repository) / deployment.name
+    manifest = folder.with_name(f"{deployment.name}.kserve.yaml")
+    graph = folder / str(deployment.version) / "model.onnx"
+    check_apart([("the model", Path(model))], [graph, manifest, folder / "config.pbtxt"])
     offer = Offer(load_card(model), deployment.max_voxels, deployment.precision)
     whole = whole_graph(model, offer)
-    folder = Path(repository) / deployment.name
     _check_versions(folder, deployment.version, whole)
-    manifest = folder.with_name(f"{deployment.name}.kserve.yaml")
     contents = {
         folder / "config.pbtxt": _config(deployment, offer).encode(),  # renamed last: Triton looks for it
         manifest: _manifest(deployment).encode(),
         **{folder / "warmup" / name: value for name, value in _warm_up().items()},
-        folder / str(deployment.version) / "model.onnx": whole.SerializeToString(),
+        graph: whole.SerializeToString(),
     }
     for parent in sorted({path.parent for path in contents}):
         prepare_folder(parent)
