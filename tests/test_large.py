@@ -233,7 +233,7 @@ def test_too_little_memory_says_how_much_lacks(model_file: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"memory: 350 MB are too little for 30 x 23 x 37 voxels; allow \d+ MB more"):
         representer.write(representer.prepare(scan((37, 23, 30))), tmp_path / "x.mha")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match="memory_bytes is 0"):
+    with pytest.raises(ConfigError, match="memory_bytes must be a whole number from 1 to"):
         Representer(model_file, "cpu", memory_bytes=0)
 
 

@@ -269,12 +269,12 @@ def test_what_is_refined(config: RegisterConfig, expected: bool) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.7, 1.0, np.nan])
 def test_smaller_voxels_are_not_larger_ones(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"refine: voxels is .*; give a share above 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"voxels must be a number from 0\.05 to below 1, got"):
         RefineConfig(voxels=share)
 
 
 def test_a_refinement_takes_iterations() -> None:
-    with pytest.raises(ConfigError, match="refine: iterations is 0; at least 1 is needed"):
+    with pytest.raises(ConfigError, match="iterations must be a whole number from 1 to 10000, got 0"):
         RefineConfig(iterations=0)
 
 

@@ -13,7 +13,7 @@ import click
 
 import dsir_metric
 from dsir_metric.errors import DsirError, StoppedError, is_out_of_memory
-from dsir_metric_cli.options import DEBUG, debug_option
+from dsir_metric_cli.options import DEBUG, debug_option, printable, warn
 from dsir_metric_cli.stop import Stopped, heed_signals, leave_quietly, received
 
 __all__ = ["app", "main"]
@@ -43,6 +43,9 @@ _HELP = """Register medical images of different modalities by a learned similari
 """
 
 
+_HELP_INSTEAD = getattr(click.exceptions, "NoArgsIsHelpError", ())  # shown where nothing is given; click 8.1 has none
+
+
 class _Refusal(click.ClickException):
     """An error of ours: one line, exit code 2; 128 and the signal's number where a signal ended the work."""
 
@@ -51,7 +54,13 @@ class _Refusal(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True)
+        click.echo(f"error: {printable(self.message)}", err=True)
+
+
+def _wrong_use(error: click.UsageError) -> _Refusal:
+    """The error for options and arguments that are no use."""
+    command = error.ctx.command_path if error.ctx else "dsir-metric"
+    return _Refusal(f"{' '.join(error.format_message().split())} See `{command} --help`.")
 
 
 class _App(click.Group):
@@ -71,10 +80,20 @@ class _App(click.Group):
             with formatter.section(title):
                 formatter.write_dl(list(section.items()), col_max=20)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except _HELP_INSTEAD:
+            raise
+        except click.UsageError as error:
+            raise _wrong_use(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             value = super().invoke(ctx)
             _flush()
+        except _HELP_INSTEAD:
+            raise
         except (Exception, Stopped) as error:
             refusal = _refusal(error)
             if refusal is None or (ctx.meta.get(DEBUG) and received() is None):
@@ -88,6 +107,8 @@ def _refusal(error: BaseException) -> _Refusal | None:
     number = received()
     if number is not None:
         return _Refusal(f"stopped by {number.name}; no file is half-written", 128 + number)
+    if isinstance(error, click.UsageError):
+        return _wrong_use(error)
     if isinstance(error, DsirError):
         return _Refusal(str(error), 128 + error.signum if isinstance(error, StoppedError) else 2)
     if is_out_of_memory(error):
@@ -117,7 +138,7 @@ def app() -> None:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    warn(message)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, MissingDependencyError
 from dsir_metric.io import silenced
 
@@ -28,9 +29,11 @@ __all__ = [
     "memory_option",
     "model_options",
     "needs",
+    "printable",
     "reorient_option",
     "size",
     "tell",
+    "warn",
 ]
 
 DEBUG = "dsir_metric_cli.debug"
@@ -43,9 +46,9 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     """Callback of an option: the number of bytes that `800MB`, `1.5GB` or `2GiB` means; None where it is not given."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:([KMGT]?)B?|([KMGT])IB)", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d*)?)\s*(?:([KMGT]?)B?|([KMGT])IB)", text.strip().upper(), re.ASCII)
     if found is None:
-        raise ConfigError(f"{text!r} is no size; write it as 800MB, 10GB or 2GiB")
+        raise ConfigError(f"{quoted(text)} is no size; write it as 800MB, 10GB or 2GiB")
     unit = _UNITS[found[2]] if found[3] is None else 1024 ** ("KMGT".index(found[3]) + 1)
     return int(float(found[1]) * unit)
 
@@ -88,6 +91,16 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def warn(text: object) -> None:
+    """Write a warning on standard error, one line, whatever else is quiet."""
+    click.echo(f"warning: {printable(str(text))}", err=True)
+
+
+def printable(text: str) -> str:
+    """A text on one line: what would break the line or steer the terminal is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dsir_metric import io
 from dsir_metric.batch.job import Job
-from dsir_metric.config import from_dict, to_dict
+from dsir_metric.config import from_dict
 from dsir_metric.errors import ConfigError
 from dsir_metric.register import RegisterConfig, RegistrationResult
 from dsir_metric.register.forecast import forecast_registration, open_representer
@@ -98,7 +98,7 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @settings_options
 @memory_option
 @dry_run_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; warnings stay.")
 @debug_option
 def command(config: str | None, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Register MOVING to FIXED, two 3-D scans of any modality.
@@ -136,11 +136,10 @@ def settings(config: str | None, given: Mapping[str, Any]) -> RegisterConfig:
         chosen = {"fixed_intensity": both, "moving_intensity": both} | chosen
     if "stages" in chosen:
         chosen["stages"] = [stage.strip() for stage in chosen["stages"].split(",")]
-    tree = to_dict(RegisterConfig() if config is None else load_settings(config))
     for option, (table, name) in _IN_TABLES.items():
         if option in chosen:
-            tree[table] |= {name: chosen.pop(option)}
-    return from_dict(RegisterConfig, tree | chosen)
+            chosen.setdefault(table, {})[name] = chosen.pop(option)
+    return from_dict(RegisterConfig, chosen) if config is None else load_settings(config, chosen)
 
 
 def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResult:

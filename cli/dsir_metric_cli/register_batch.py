@@ -20,7 +20,7 @@ from dsir_metric.batch.pairs import TABLE, Pair, read_pairs
 from dsir_metric.batch.run import LOCK, run_batch
 from dsir_metric.io import Reorient
 from dsir_metric.represent import Cache
-from dsir_metric_cli.options import PATH, debug_option, hushed, reorient_option, size
+from dsir_metric_cli.options import PATH, debug_option, hushed, reorient_option, size, warn
 from dsir_metric_cli.register import ending_option, settings, settings_options
 
 __all__ = ["command"]
@@ -54,7 +54,7 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 @ending_option
 @reorient_option
 @settings_options
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen; warnings stay.")
 @debug_option
 def command(
     pairs: Path,
@@ -106,8 +106,12 @@ def command(
             bar.advance(task)
             for note in outcome.notes:
                 if note not in warned:
-                    console.print(f"warning: {escape(note)}", highlight=False, soft_wrap=True)
+                    warn(note)
             warned.update(outcome.notes)
+            for doubt in outcome.warnings:
+                warn(f"{outcome.id}: {doubt}")
+            if outcome.state == "failed":
+                warn(f"{outcome.id} failed: {outcome.error}")
 
         outcomes = run_batch(
             read,

@@ -9,11 +9,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from io import StringIO
 from pathlib import Path
 
 from dsir_metric import io
 from dsir_metric.batch.job import INPUTS, Job
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
+from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.pair import working_grids
 
@@ -24,6 +27,7 @@ TABLE = "table.csv"  # beside the folders of the pairs
 _ID = re.compile(r"\w[\w.+-]*")
 _DELIMITERS = ",;\t"  # spreadsheets write the second where a comma is a decimal point
 _MOST_ID_BYTES = 200
+_MOST_BYTES = 500_000_000  # of a table; a million rows of long paths
 _KEPT = 100_000  # headers; about a kilobyte each
 _NO_ID = re.compile(r"^\W|[^\w.+-]")
 
@@ -122,21 +126,23 @@ def read_pairs(
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows that are not empty, as column to cell, with their numbers in the file."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = max(_DELIMITERS, key=file.readline().count)
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            header = [cell.strip() for cell in next(reader, [])]
-            _check_header(header, path)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
-                        "quotes around a path with a comma"
-                    )
-                yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        lines = StringIO(read_text(path, _MOST_BYTES), newline="")
+        delimiter = max(_DELIMITERS, key=lines.readline().count)
+        lines.seek(0)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
+        header = [cell.strip() for cell in next(reader, [])]
+        _check_header(header, path)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
+                    "quotes around a path with a comma"
+                )
+            if any("\0" in cell or len(cell.strip().splitlines()) > 1 for cell in cells):
+                raise DataError(f"{path}, row {reader.line_num}: has a NUL or a line break in a cell; mend the quotes")
+            yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file of pairs") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -146,11 +152,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_header(header: Sequence[str], path: Path) -> None:
     for name in header:
         if name not in COLUMNS:
-            close = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name[:80], COLUMNS, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{path}, row 1: the column {name!r} is unknown; {hint}there are {', '.join(COLUMNS)}")
-    if len(set(header)) < len(header):
-        raise ConfigError(f"{path}, row 1: a column comes twice in {', '.join(header)}")
+            raise ConfigError(
+                f"{path}, row 1: the column {quoted(name)} is unknown; {hint}there are {', '.join(COLUMNS)}"
+            )
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}, row 1: the column {twice} comes twice; leave one out")
     missing = [name for name in ("fixed", "moving") if name not in header]
     if missing:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
@@ -164,8 +173,8 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str, reorient: 
     name = row.get("id") or _NO_ID.sub("_", f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}")
     if not _ID.fullmatch(name) or len(name.encode()) > _MOST_ID_BYTES or name.casefold() == TABLE:
         raise ConfigError(
-            f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
-            "first"
+            f"the id {quoted(name)} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - "
+            "after the first"
         )
     return Job(output=output / name, ending=ending, reorient=reorient, **files)
 

@@ -18,6 +18,7 @@ from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
 from dsir_metric.errors import DataError, DsirError, ModelFileError, is_out_of_memory
+from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -29,6 +30,14 @@ from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
+_MOST_REPORT_BYTES = 100_000_000  # of result.json; ours have some 100 kB
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # somebody edited it: the pair is done again
 _APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
 
 
@@ -163,9 +172,12 @@ class Work:
 
     def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
         report = _complete(job, made_from)
-        if report is None or not _made_again_alike(report, self.config.memory_bytes):
+        try:
+            if report is None or not _made_again_alike(report, self.config.memory_bytes):
+                return None
+            return Outcome.of(job.output.name, "kept", report)
+        except _DAMAGED:
             return None
-        return Outcome.of(job.output.name, "kept", report)
 
 
 def _reason(error: Exception) -> str:
@@ -193,10 +205,10 @@ def _absolute(name: str, path: Path) -> str:
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
-        report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_text(job.output / "result.json", _MOST_REPORT_BYTES))
         same = report["made_from"] == made_from and set(job.images) <= set(report["outputs"])
         return report if same and io.outputs_are_whole(job.output, report) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+    except (OSError, DataError, *_DAMAGED):
         return None
 
 

@@ -13,7 +13,7 @@ from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.probe import feature_reach, head_reach, probe_volume, repeats
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.runtime import metadata_of, open_session
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric.represent.zoo import model_path
 
@@ -130,7 +130,7 @@ def verify(model: str | Path) -> Iterator[str]:
 def _open(path: Path) -> Network:
     """A model on one thread of the CPU, with its card as it stands."""
     session = open_session(path, "cpu", 1)
-    card = ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    card = ModelCard.from_metadata(metadata_of(session, path), path)
     any_size = (None, None, None)
     claimed: dict[str, Sizes] = {
         "image": (1, 1, *any_size),

@@ -23,7 +23,7 @@ from dsir_metric.errors import ConfigError, MissingDependencyError
 from dsir_metric.packages import Package
 from dsir_metric.represent.wire import MODEL_NAME
 
-__all__ = ["Address", "Failure", "Grpc", "Http", "Signature", "Transport", "is_remote", "open_transport"]
+__all__ = ["Address", "Failure", "Grpc", "Http", "Signature", "Transport", "is_remote", "one_line", "open_transport"]
 
 Arrays = dict[str, NDArray[Any]]
 Signature = dict[str, tuple[str, tuple[int, ...]]]  # datatype and sizes of inputs and outputs, by name
@@ -61,7 +61,7 @@ class Failure(Exception):  # noqa: N818  # it is never shown as such
     """
 
     def __init__(self, reason: str, worth_retrying: bool = False) -> None:
-        super().__init__(_one_line(reason))
+        super().__init__(one_line(reason))
         self.worth_retrying = worth_retrying
 
 
@@ -422,6 +422,7 @@ def _call(error: Exception, method: str) -> str | None:
     return found() if callable(found) else None
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """What a server said, on one line that is not too long."""
     line = " ".join(text.split())
     return line if len(line) <= 400 else line[:397] + "..."

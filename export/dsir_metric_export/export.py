@@ -171,8 +171,8 @@ def _card(
         head_bytes_per_voxel=4 * (3 * channels + 8 * shape.features),  # measured: 420 for 24 channels, 4 features
         intensity="auto",
         config=shape.to_dict(),
-        recipe=dict(recipe),
-        data=tuple(dict(entry) for entry in data),
+        recipe=recipe,
+        data=tuple(data),
         weights_hash=weights_hash(file),
         parity=measure_parity(halves, file),
         reference=reference(network),

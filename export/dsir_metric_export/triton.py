@@ -6,10 +6,13 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnx
 
+from dsir_metric.bounds import Range, quoted
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.io import atomic, check_apart, prepare_folder
 from dsir_metric.represent import load_card
@@ -27,7 +30,7 @@ _TYPES = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "FP64": "TYPE_FP64", "INT64"
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(Settings):
     """How a server runs the model.
 
     Parameters
@@ -50,17 +53,16 @@ class Deployment:
     """
 
     name: str = MODEL_NAME
-    version: int = 1
+    version: Annotated[int, Range(1, 1_000_000_000)] = 1
     precision: Precision = "fp16"
-    max_voxels: int = MAX_VOXELS
-    instances: int = 1
+    max_voxels: Annotated[int, Range(1, 1_000_000_000)] = MAX_VOXELS
+    instances: Annotated[int, Range(1, 1024)] = 1
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the name can be that of a server."""
         if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"name {self.name!r} is no name for a server; use lower-case letters, digits and hyphens")
-        if min(self.version, self.max_voxels, self.instances) < 1:
             raise ConfigError(
-                f"version {self.version}, max_voxels {self.max_voxels} and instances {self.instances} must be positive"
+                f"name {quoted(self.name)} is no name for a server; use lower-case letters, digits and hyphens"
             )
 
 
