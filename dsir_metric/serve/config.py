@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from dsir_metric.bounds import MOST_NUMBER, Bytes, Length, Range, Threads
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.represent.wire import MODEL_NAME, Precision
 
@@ -14,19 +17,13 @@ VERSION = "1"  # the only one
 _MOST_VOXELS = 20_000_000  # 24 channels in single precision, and protobuf's 2 GiB
 _COST_PER_VOXEL = 3  # the halos of a cube of 16 million voxels make 1.6; long tiles need less
 LEAST_COST = 64_000  # computed voxels that any request may cost: 40^3, a few tenths of a second on one core
-_LEAST = {
-    "max_cost": 1,
-    "concurrency": 1,
-    "queue": 0,
-    "max_connections": 1,
-    "buffer_bytes": 1,
-    "patience_s": 1,
-    "grace_s": 0,
-}
+
+Port = Annotated[int, Range(0, 65535)]
+Seconds = Annotated[int, Range(1, 86_400)]  # a day
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Settings):
     """Settings of a server.
 
     Parameters
@@ -72,41 +69,31 @@ class ServeConfig:
         If one of these is out of range.
     """
 
-    model: str | Path = "default"
-    name: str = MODEL_NAME
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
+    model: Path | str = "default"
+    name: Annotated[str, Length(1, 200)] = MODEL_NAME
+    host: Annotated[str, Length(1, 253)] = "127.0.0.1"  # the longest name of a host
+    http_port: Port = 8000
+    grpc_port: Port = 8001
     certificate: Path | None = None
     key: Path | None = None
     precision: Precision = "fp16"
-    max_voxels: int = 16_000_000
-    max_cost: int | None = None
-    concurrency: int = 1
-    queue: int = 64
-    max_connections: int = 512
-    buffer_bytes: int = 256_000_000
-    patience_s: int = 60
-    grace_s: int = 30
+    max_voxels: Annotated[int, Range(1, _MOST_VOXELS)] = 16_000_000
+    max_cost: Annotated[int, Range(1, MOST_NUMBER)] | None = None
+    concurrency: Annotated[int, Range(1, 1024)] = 1  # as threads
+    queue: Annotated[int, Range(0, 1_000_000)] = 64
+    max_connections: Annotated[int, Range(1, 1_000_000)] = 512
+    buffer_bytes: Bytes = 256_000_000
+    patience_s: Seconds = 60
+    grace_s: Annotated[int, Range(0, 86_400)] = 30
     device: str = "auto"
-    threads: int | None = None
+    threads: Threads | None = None
 
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ConfigError(f"name {self.name!r} is no name for a model; it becomes a part of the address")
-        for port in (self.http_port, self.grpc_port):
-            if not 0 <= port < 65536:
-                raise ConfigError(f"port {port} is none; give one up to 65535, or 0 for any that is free")
-        if not 1 <= self.max_voxels <= _MOST_VOXELS:
-            raise ConfigError(
-                f"max_voxels is {self.max_voxels}; 1 to {_MOST_VOXELS} are possible: clients cut larger images up"
-            )
+    def check_together(self) -> None:
+        """See that the name fits an address, and that a certificate has its key."""
+        if "/" in self.name:
+            raise ConfigError(f"name must have no slash, got {self.name!r}; it becomes a part of the address")
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a certificate and its key belong together; give both, or neither for no encryption")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}; give {least} or more")
 
     @property
     def most_cost(self) -> int:
