@@ -34,8 +34,8 @@ class Level:
     after : sitk.Transform or None
         Applied after whatever is being sought, on the way into the moving image.
     scans : tuple of Representation, optional
-        The scans themselves: one channel, intensities in [0, 1]. They keep the axes and voxels of the working grids, so
-        that each is interpolated once.
+        The scans themselves: one channel, intensities in [0, 1]. Both are in voxels of one size, so that scans that are
+        the same are interpolated the same.
     """
 
     fixed: Representation

@@ -286,7 +286,8 @@ def _along(
     if _exceed(config, [needed]):
         return problem, guard, [needed]
     along = make.turned(moving, working[0], turn, levels_bytes(working, finest.fixed.channels))
-    turned = replace(problem, levels=pyramid(replace(finest, moving=along)))
+    scans = finest.scans and (finest.scans[0], resampled_scan(moving, along.grid, config.moving_intensity))
+    turned = replace(problem, levels=pyramid(replace(finest, moving=along, scans=scans)))
     judge = Guard(turned.linear_level, LINEAR_POINTS, config.seed)
     return (turned, judge, [needed]) if judge.score(state) > guard.score(state) else (problem, guard, [needed])
 
