@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
@@ -29,6 +28,7 @@ from dsir_metric.metric.kernel import cosine_and_gradient
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.represent.representation import Representation
 from dsir_metric.sitk import ImageRegistrationMethod
+from dsir_metric.threads import at_most, most_threads
 
 CHANNELS, BINS, SEED = 24, 50, 7
 SHARES = (0.05, 0.2, 1.0)
@@ -173,20 +173,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="24 voxels along each axis, shorter spans")
     options = parser.parse_args()
-    if max(options.threads) > numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"this run may use {numba.config.NUMBA_NUM_THREADS} thread(s): set NUMBA_NUM_THREADS to more")
+    if max(options.threads) > most_threads():
+        parser.error(f"this run may use {most_threads()} thread(s): set NUMBA_NUM_THREADS to more")
     edge = 24 if options.quick else options.edge
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    numba.set_num_threads(1)
     grid = Grid((edge,) * 3)
     fixed, moving = (Representation(smooth_field(edge, CHANNELS, seed), grid) for seed in (1, 2))
 
     print(f"{edge}^3 x {CHANNELS} channels, one thread, every voxel, value and derivative:")
     dense = CosineMetric(fixed, moving)
-    print(f"  kernel alone          {kernel_nanoseconds(fixed, moving, options.repeats):4.0f} ns a point")
-    for name, make in TRANSFORMS.items():
-        seconds = best_seconds(partial(dense.value_and_derivative, make(grid)), options.repeats)
-        print(f"  metric, {name:12s}  {1e9 * seconds / dense.valid_points:4.0f} ns a point")
+    with at_most(1):
+        print(f"  kernel alone          {kernel_nanoseconds(fixed, moving, options.repeats):4.0f} ns a point")
+        for name, make in TRANSFORMS.items():
+            seconds = best_seconds(partial(dense.value_and_derivative, make(grid)), options.repeats)
+            print(f"  metric, {name:12s}  {1e9 * seconds / dense.valid_points:4.0f} ns a point")
 
     print(f"an evaluation at {edge}^3, mesh 8 x 8 x 8:", flush=True)
     print(text(table(edge, options.threads, 0.05 if options.quick else 1.0)))

@@ -14,7 +14,12 @@ __all__ = [
     "RegistrationError",
     "RemoteError",
     "ShapeError",
+    "StoppedError",
+    "is_out_of_memory",
 ]
+
+# What ITK, the standard library of C++ and ONNX Runtime say when memory runs out.
+_OUT_OF_MEMORY = ("bad_alloc", "bad_array_new_length", "failed to allocate memory", "not enough memory")
 
 
 class DsirError(Exception):
@@ -55,3 +60,26 @@ class RemoteError(DsirError):
 
 class ParityError(DsirError):
     """Two implementations that must agree do not."""
+
+
+class StoppedError(DsirError):
+    """A signal ended what was under way, which can be gone on with.
+
+    Parameters
+    ----------
+    message : str
+    signum : int
+        The signal; a command ends with 128 plus this, as shells and schedulers expect.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message, signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, whatever its class, says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

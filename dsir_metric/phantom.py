@@ -6,7 +6,8 @@ fixed to moving points, with nothing inverted and nothing resampled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -92,8 +93,8 @@ class PhantomPair:
 
 
 def make_pair(
-    size: int | tuple[int, int, int] = 72,
-    spacing_mm: float | Triple = 2.5,
+    size: int | Sequence[int] = 72,
+    spacing_mm: float | Sequence[float] = 2.5,
     contrast: tuple[Contrast, Contrast] = ("t1", "flair"),
     *,
     direction: tuple[float, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1),
@@ -107,9 +108,9 @@ def make_pair(
 
     Parameters
     ----------
-    size : int or tuple of int
+    size : int or sequence of int
         Voxels of the fixed scan along x, y, z. The head is as large as its shortest side allows.
-    spacing_mm : float or tuple of float
+    spacing_mm : float or sequence of float
         Voxel spacing of the fixed scan.
     contrast : tuple of {"t1", "t2", "flair", "ct"}
         What the fixed and the moving scan look like. CT is in HU.
@@ -150,11 +151,10 @@ def make_pair(
     return PhantomPair(fixed, moving, fixed_labels, moving_labels, truth)
 
 
-def _centred_grid(size: int | tuple[int, int, int], spacing_mm: float | Triple, direction: tuple[float, ...]) -> Grid:
-    nx, ny, nz = (size, size, size) if isinstance(size, int) else size
-    sx, sy, sz = spacing_mm if isinstance(spacing_mm, tuple) else (spacing_mm, spacing_mm, spacing_mm)
-    offset = Grid((nx, ny, nz), (sx, sy, sz), direction=direction).centre_mm
-    return Grid((nx, ny, nz), (sx, sy, sz), (-offset[0], -offset[1], -offset[2]), direction)
+def _centred_grid(size: int | Sequence[int], spacing_mm: float | Sequence[float], direction: tuple[float, ...]) -> Grid:
+    sizes, spacings = (np.broadcast_to(n, 3) if np.ndim(n) == 0 else np.asarray(n) for n in (size, spacing_mm))
+    grid = Grid(tuple(sizes.tolist()), tuple(spacings.tolist()), direction=direction)
+    return replace(grid, origin_mm=tuple((-grid.centre_mm).tolist()))
 
 
 def smooth_transform(grid: Grid, scale: float, amplitude_mm: float, rng: np.random.Generator) -> sitk.BSplineTransform:

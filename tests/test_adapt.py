@@ -330,10 +330,3 @@ def test_options_of_the_other_kind_are_refused(scans: Path, tmp_path: Path) -> N
     refused(call(recipe, "-o", tmp_path / "out", "--steps", 3), "--steps goes with a folder")
     refused(call(scans, "-o", tmp_path / "out", "--data", tmp_path), "--data goes with a recipe")
     refused(call(tmp_path / "nowhere", "-o", tmp_path / "out", "--steps", 3), "there is no such folder or file")
-
-
-def test_number_of_torch_threads_is_given_back() -> None:
-    before = torch.get_num_threads()
-    with adapt_module._torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before

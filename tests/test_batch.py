@@ -81,7 +81,7 @@ BAD: dict[str, tuple[list[dict[str, str]], str]] = {
     "unknown column": ([{"movin_mask": "x"}], "row 1: the column 'movin_mask' is unknown; did you mean moving_mask?"),
     "same id": ([{"id": "a"}, {"id": "b"}, {"id": "A"}], "row 4: the id 'A' is that of row 2"),
     "same scans": ([{}, {}], "row 3: the id 'm0_to_fixed' is that of row 2"),
-    "long id": ([{"id": "ä" * 101}], "row 2: the id 'ä+' cannot name a folder"),
+    "long id": ([{"id": "ä" * 101}], "row 2: the id 'ä+...ä+' cannot name a folder"),
     "id of the table": ([{"id": "Table.csv"}], "row 2: the id 'Table.csv' cannot name a folder"),
     "id that is a path": ([{"id": "../a"}], "row 2: the id '../a' cannot name a folder"),
     "no header of an image": ([{"moving": "pairs.csv"}], "row 2: .*pairs.csv: is no image"),

@@ -223,7 +223,7 @@ def test_an_unwritable_output_is_refused_before_anything_is_read(tmp_path: Path)
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(path: Path) -> sitk.Image:
+    def exhausted(path: Path, **_: object) -> sitk.Image:
         raise MemoryError(path)
 
     monkeypatch.setattr(io, "read_image", exhausted)
@@ -253,7 +253,8 @@ def test_cpp_readers_are_hushed(files: dict[str, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from dsir_metric_cli.main import main; main()", "represent", str(path), "-o"]
     answer = subprocess.run([*command, str(tmp_path / "x.nrrd")], capture_output=True, text=True, timeout=120)
     assert answer.returncode == 2
-    assert answer.stderr == f"error: {path}: is truncated or damaged; copy the file again\n"
+    [line] = answer.stderr.splitlines()
+    assert line.startswith(f"error: {path}: is truncated: 256000 bytes of voxels are promised, ")
 
 
 @pytest.mark.parametrize("ending", ["nrrd", "nii.gz", "npz"])

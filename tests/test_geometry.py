@@ -182,3 +182,46 @@ def test_statistics_refuse_a_mask_that_does_not_fit() -> None:
         field.jacobian_statistics(np.zeros((3, 4, 5), bool))
     with pytest.raises(ShapeError):
         DisplacementField(np.zeros((5, 4, 3, 3)), Grid((5, 4, 3)))
+
+
+WHOLE = {
+    "whole numbers": ((6, 5, 4), (2, 3, 4), (1, -2, 3), (1, 0, 0, 0, 1, 0, 0, 0, 1)),
+    "lists": ([6, 5, 4], [2.0, 3.0, 4.0], [1, -2, 3], [1, 0, 0, 0, 1, 0, 0, 0, 1]),
+    "arrays": (np.array([6, 5, 4]), np.array([2, 3, 4]), np.array([1, -2, 3], np.float32), np.eye(3)),
+    "NumPy's numbers": (
+        tuple(np.int64((6, 5, 4))),
+        tuple(np.float32((2, 3, 4))),
+        tuple(np.int16((1, -2, 3))),
+        np.eye(3),
+    ),
+    "sizes that are floats": ((6.0, 5.0, 4.0), (2, 3, 4), (1, -2, 3), np.eye(3, dtype=int)),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_numbers_of_any_kind_make_the_same_grid(kind: str) -> None:
+    expected = Grid((6, 5, 4), (2.0, 3.0, 4.0), (1.0, -2.0, 3.0))
+    grid = Grid(*WHOLE[kind])  # type: ignore[arg-type]
+    assert (grid, hash(grid)) == (expected, hash(expected))
+    assert Grid.of(grid.image()) == expected
+    assert grid.extent_mm.dtype == float
+    zero = DisplacementField(np.zeros((*grid.shape, 3), int), grid).to_transform()
+    assert zero.TransformPoint((1.0, 2.0, 3.0)) == (1.0, 2.0, 3.0)
+    assert grid.resampled(2) == expected.resampled(2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("size", (4, 4, 4.5)),
+        ("size", (4, 4)),
+        ("spacing_mm", (1, 1)),
+        ("spacing_mm", ("1", "1", "1")),
+        ("origin_mm", (1, 2, 3, 4)),
+        ("origin_mm", None),
+        ("direction", (1, 0, 0)),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused(name: str, values: object) -> None:
+    with pytest.raises(GeometryError, match=f"the {name} of a grid must be"):
+        replace(Grid((4, 4, 4)), **{name: values})

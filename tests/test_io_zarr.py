@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -721,3 +722,75 @@ def test_a_folder_of_training_scans_may_hold_stores(tmp_path: Path, volume: sitk
     (tmp_path / "subject").mkdir()
     io.write_image(volume, tmp_path / "subject" / "scan.ome.zarr")
     assert scans.find_images(tmp_path, ["**/*"]) == [tmp_path / "subject" / "scan.ome.zarr"]
+
+
+# ---- metadata and chunks that lie
+
+
+def changed(path: Path, **more: Any) -> Path:
+    """A store of format 3 whose array says something else."""
+    meta = path / "0" / "zarr.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | more))
+    group = json.loads((path / "zarr.json").read_text())
+    group["attributes"].pop("dsir_metric", None)
+    (path / "zarr.json").write_text(json.dumps(group))
+    return path
+
+
+def grid_of_chunks(*shape: int) -> dict[str, Any]:
+    return {"name": "regular", "configuration": {"chunk_shape": list(shape)}}
+
+
+@pytest.mark.parametrize("read", [io.read_image, io.read_grid])
+def test_chunks_that_are_claimed_are_not_counted_one_by_one(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = store(tmp_path / "x.ome.zarr")
+    for shape, chunks in (((10**5,) * 3, (1, 1, 1)), ((10**12,) * 3, (1, 1, 1)), ((4000, 5, 6), (1, 1, 1))):
+        changed(path, shape=list(shape), chunk_grid=grid_of_chunks(*chunks))
+        with pytest.raises(DataError, match="chunks are missing"):
+            read(path)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "blosc"])
+def test_a_chunk_that_unpacks_to_far_more_is_refused(tmp_path: Path, codec: str) -> None:
+    import numcodecs
+
+    path = store(tmp_path / "x.ome.zarr")
+    meta = json.loads((path / "0" / "zarr.json").read_text())
+    more = {"zstd": {"level": 0, "checksum": False}, "blosc": {"cname": "zstd", "clevel": 5, "shuffle": "noshuffle"}}
+    extra = {"typesize": 2, "blocksize": 0} if codec == "blosc" else {}
+    changed(path, codecs=[meta["codecs"][0], {"name": codec, "configuration": more[codec] | extra}])
+    pack = numcodecs.Zstd() if codec == "zstd" else numcodecs.Blosc("zstd")
+    for chunk in (p for p in (path / "0" / "c").rglob("*") if p.is_file()):
+        chunk.write_bytes(pack.encode(bytes(10**7)))
+    with pytest.raises(DataError, match="holds 10000000 bytes, far more than a chunk"):
+        io.read_image(path)
+
+
+def test_chunks_that_could_run_a_program_are_not_read(tmp_path: Path) -> None:
+    path = store(tmp_path / "x.ome.zarr", version="0.4")
+    meta = path / "0" / ".zarray"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"filters": [{"id": "pickle", "protocol": 5}]}))
+    with pytest.raises(DataError, match="pickled"):
+        io.read_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+@pytest.mark.parametrize("part", ["zarr.json", "0/zarr.json", "0/c/0/0/0"])
+def test_a_pipe_in_a_store_is_not_opened(tmp_path: Path, part: str) -> None:
+    path = store(tmp_path / "x.ome.zarr")
+    (path / part).unlink()
+    os.mkfifo(path / part)
+    with pytest.raises(DataError) as caught:
+        io.read_image(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"[]", b"3", b"[" * 100_000, b'{"attributes": 5}', b'{"attributes": {"ome": []}}']
+)
+def test_metadata_of_another_kind_are_one_line(tmp_path: Path, content: bytes) -> None:
+    path = store(tmp_path / "x.ome.zarr")
+    (path / "zarr.json").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        io.read_image(path)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,6 +1,5 @@
 """The cosine metric against SimpleITK's own resampling, and against its own promises."""
 
-import numba
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -11,6 +10,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.represent.representation import Representation
+from dsir_metric.threads import at_most
 
 CHANNELS = 24
 TURN = (0.36, 0.48, -0.8, -0.8, 0.6, 0.0, 0.48, 0.64, 0.6)  # an orthonormal matrix
@@ -360,17 +360,16 @@ def test_virtual_domain_chooses_where_samples_lie(images):
     np.testing.assert_allclose(metric.points_mm, inner.points_mm().reshape(-1, 3))
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @pytest.mark.parametrize("name", ["AffineTransform", "B-spline of order 3", "displacement field", "three deep"])
-def test_any_number_of_threads_gives_the_same_bits(images, name):
+def test_any_number_of_threads_gives_the_same_bits(images, name, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
     metric, transform, results = CosineMetric(*images), ALL[name](), []
-    before = numba.get_num_threads()
-    for threads in (1, numba.config.NUMBA_NUM_THREADS):
-        numba.set_num_threads(threads)
-        results.append(metric.value_and_derivative(transform))
-    numba.set_num_threads(before)
-    assert results[0][0] == results[1][0]
-    np.testing.assert_array_equal(results[0][1], results[1][1])
+    for threads in (1, 2, 3):
+        with at_most(threads):
+            results.append(metric.value_and_derivative(transform))
+    for value, derivative in results[1:]:
+        assert value == results[0][0]
+        np.testing.assert_array_equal(derivative, results[0][1])
 
 
 def test_errors_say_what_is_wrong(images):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -11,6 +10,7 @@ from scipy import ndimage
 
 from dsir_metric.geometry import Grid
 from dsir_metric.metric.information import BINS, MutualInformation, information_of
+from dsir_metric.threads import at_most
 
 Array = NDArray[np.float64]
 TURN = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
@@ -103,16 +103,13 @@ def test_a_transform_in_between_is_followed() -> None:
     np.testing.assert_allclose(pulled, slopes @ np.reshape(turn.GetMatrix(), (3, 3)), atol=1e-12)
 
 
-def test_threads_do_not_change_a_bit() -> None:
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
     first, where = image(0), places(5000)
     metric = MutualInformation(at(image(1), where), first, GRID)
-    before = numba.get_num_threads()
     value, gradient = metric.at_points(where)
-    try:
-        numba.set_num_threads(1)
+    with at_most(1):
         alone, slopes = metric.at_points(where)
-    finally:
-        numba.set_num_threads(before)
     assert alone == value
     np.testing.assert_array_equal(slopes, gradient)
 

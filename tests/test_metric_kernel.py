@@ -1,12 +1,12 @@
 """The compiled kernels against plain NumPy."""
 
-import numba
 import numpy as np
 import pytest
 
 from dsir_metric.metric.compiled import inlined
 from dsir_metric.metric.kernel import cosine_and_gradient, interpolate, keep_inside_mask
 from dsir_metric.metric.lattice import scatter
+from dsir_metric.threads import at_most
 
 SHAPE = (6, 7, 8)
 MATRIX = np.array([[0.8, 0.1, 0.0], [-0.1, 0.7, 0.2], [0.05, 0.0, 0.9]])
@@ -123,28 +123,28 @@ def test_mask_takes_the_nearest_voxel_and_rounds_halves_up():
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_scatter_gives_the_same_bits_for_any_number_of_slabs(order):
+def test_scatter_gives_the_same_bits_for_any_number_of_threads(order, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "8")
     rng = np.random.default_rng(4)
     where, gradients = rng.uniform(1, 6, (3000, 3)), rng.standard_normal((3000, 3))
     bounds = np.full(3, 1.0), np.full(3, 6.0)
     results = []
-    for slabs in (1, 2, 5, 8):
+    for threads in (1, 2, 5, 8):
         out = np.zeros((8, 8, 8, 3))
-        scatter(where, gradients, np.eye(3), np.zeros(3), order, *bounds, slabs, out)
+        with at_most(threads):
+            scatter(where, gradients, np.eye(3), np.zeros(3), order, *bounds, out)
         results.append(out)
     np.testing.assert_allclose(results[0].sum(axis=(0, 1, 2)), gradients.sum(axis=0), rtol=1e-9)
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-def test_the_kernel_gives_the_same_bits_for_any_number_of_threads():
-    fixed, moving, where = field(24, 2).reshape(-1, 24), field(24, 3), points(5000)
-    before, results = numba.get_num_threads(), []
-    for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
-        numba.set_num_threads(threads)
-        results.append(run(fixed, moving, where))
-    numba.set_num_threads(before)
+def test_the_kernel_gives_the_same_bits_for_any_number_of_threads(monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "4")
+    fixed, moving, where, results = field(24, 2).reshape(-1, 24), field(24, 3), points(5000), []
+    for threads in range(1, 5):
+        with at_most(threads):
+            results.append(run(fixed, moving, where))
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)

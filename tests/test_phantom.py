@@ -37,7 +37,7 @@ def test_the_truth_holds_between_any_two_grids() -> None:
 def test_the_same_anatomy_looks_different(pair: PhantomPair) -> None:
     moved = sitk.Resample(pair.moving, pair.fixed, pair.truth)
     labels = sitk.GetArrayViewFromImage(pair.fixed_labels)
-    fixed, moved = (sitk.GetArrayViewFromImage(i) for i in (pair.fixed, moved))
+    fixed, moved = (sitk.GetArrayFromImage(i) for i in (pair.fixed, moved))  # a view would outlive its image
     white, grey = labels == LABELS["white"], labels == LABELS["grey"]
     assert fixed[white].mean() > fixed[grey].mean() + 50
     assert moved[white].mean() < moved[grey].mean() - 50
@@ -80,3 +80,12 @@ def test_what_cannot_be_made_is_refused() -> None:
         make_pair(16, 12.0, ("t1", "pet"))
     with pytest.raises(ConfigError, match="folds"):
         make_pair(32, 6.0, amplitude_mm=80.0)
+
+
+@pytest.mark.parametrize("spacing", [8, np.int64(8), np.float32(8), [8, 8, 8], (8, 8, 8), np.array([8, 8, 8])])
+@pytest.mark.parametrize("size", [20, np.int64(20), [20, 20, 20], np.array([20, 20, 20])])
+def test_whole_numbers_and_arrays_are_as_good_as_floats(size: object, spacing: object) -> None:
+    expected, found = make_pair(20, 8.0), make_pair(size, spacing, rotation_deg=[4, -3, 5], translation_mm=(5, -4, 3))
+    assert Grid.of(found.fixed) == Grid.of(expected.fixed)
+    for one, other in ((found.fixed, expected.fixed), (found.moving, expected.moving)):
+        np.testing.assert_array_equal(sitk.GetArrayViewFromImage(one), sitk.GetArrayViewFromImage(other))

@@ -35,6 +35,7 @@ from dsir_metric.register.pair import Level
 from dsir_metric.register.problem import Deformation, Problem
 from dsir_metric.register.state import State
 from dsir_metric.represent import PairRepresenter, Representation, Representer, represent_pair
+from dsir_metric.threads import threads
 
 IDENTITY = sitk.Transform(3, sitk.sitkIdentity)
 CONFIG = RegisterConfig(device="cpu", threads=1)
@@ -221,9 +222,9 @@ def test_smaller_voxels_are_looked_at_where_the_scans_are(
 class Elsewhere(PairRepresenter):
     """In smaller voxels the moving scan lies elsewhere, or its descriptors say so."""
 
-    def finer(self, *settings: Any) -> tuple[Representation, Representation]:
+    def finer(self, *settings: Any, **more: Any) -> tuple[Representation, Representation]:
         """With an origin that is 9 mm off."""
-        first, second = super().finer(*settings)
+        first, second = super().finer(*settings, **more)
         x, y, z = second.grid.origin_mm
         return first, replace(second, grid=replace(second.grid, origin_mm=(x + 9.0, y, z)))
 
@@ -235,6 +236,17 @@ def test_what_the_scans_do_not_bear_out_is_undone(pair: PhantomPair) -> None:
     assert "undone: the scans tell less of each other (mutual information 1." in came.stages[-1].remark
     left = register(pair.fixed, pair.moving, replace(CONFIG, stages=stages[:-1]))
     assert apart_mm(came.transform, left.transform, Grid.of(pair.fixed)) < 1e-6
+
+
+@pytest.mark.parametrize("shift_mm", [(0.0, 0.0, 0.0), (1.3, -2.1, 0.9)])
+def test_a_scan_registered_to_itself_stays_where_it_is(pair: PhantomPair, shift_mm: tuple[float, ...]) -> None:
+    away = sitk.Image(pair.fixed)
+    away.SetOrigin(np.add(away.GetOrigin(), shift_mm).tolist())
+    result = register(pair.fixed, away, RegisterConfig(threads=1))
+    points = Grid.of(pair.fixed).points_mm()[sitk.GetArrayViewFromImage(pair.fixed_labels) > 0][::20]
+    moved = [np.subtract(result.transform.TransformPoint(p), np.add(p, shift_mm)) for p in points.tolist()]
+    assert "refine" not in result.undone
+    assert np.linalg.norm(moved, axis=1).mean() < 0.01 * max(pair.fixed.GetSpacing())
 
 
 def test_representations_that_came_are_not_refined(pair: PhantomPair) -> None:
@@ -264,12 +276,12 @@ def test_what_is_refined(config: RegisterConfig, expected: bool) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.7, 1.0, np.nan])
 def test_smaller_voxels_are_not_larger_ones(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"refine: voxels is .*; give a share above 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"voxels must be a number from 0\.05 to below 1, got"):
         RefineConfig(voxels=share)
 
 
 def test_a_refinement_takes_iterations() -> None:
-    with pytest.raises(ConfigError, match="refine: iterations is 0; at least 1 is needed"):
+    with pytest.raises(ConfigError, match="iterations must be a whole number from 1 to 10000, got 0"):
         RefineConfig(iterations=0)
 
 
@@ -497,12 +509,16 @@ def test_a_bad_stage_is_undone_and_the_next_goes_on(pair: PhantomPair, monkeypat
 
 
 def test_number_of_threads_is_for_this_registration_only(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(pipeline.numba, "set_num_threads", calls.append)
-    monkeypatch.setattr(pipeline.numba, "get_num_threads", lambda: 3)
-    monkeypatch.setitem(pipeline.RUN, "rigid", lambda _, state, __: (state, ""))
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    used: list[int] = []
+
+    def rigid(_: object, state: State, __: object) -> tuple[State, str]:
+        used.append(threads())
+        return state, ""
+
+    monkeypatch.setitem(pipeline.RUN, "rigid", rigid)
     register(pair.fixed, pair.moving, RIGID)
-    assert calls == [1, 3]
+    assert (used, threads()) == ([1], 3)
 
 
 def test_scans_that_agree_little_are_told(pair: PhantomPair, linear: RegistrationResult) -> None:

@@ -85,6 +85,34 @@ def test_equal_to_the_local_one(half_server: Server, single_server: Server, loca
 
 
 @BOTH
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_worker_asks_as_its_parent_did(half_server: Server, tmp_path: Path, protocol: str) -> None:
+    script = f"""
+import multiprocessing
+from servers import scan
+from dsir_metric.represent import Representer
+
+def ask(_):
+    return Representer({getattr(half_server, protocol)!r})(scan((12, 10, 14))).values.tobytes()
+
+here = ask(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map_async(ask, range(2)).get(60) == [here, here]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@BOTH
 def test_many_volumes_leave_no_file_open(half_server: Server, protocol: str) -> None:
     folder = Path("/proc/self/fd")
     if not folder.is_dir():

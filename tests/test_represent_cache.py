@@ -141,7 +141,7 @@ def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     cache, make = Cache(tmp_path, ENTRY_BYTES - 1), Maker()
     cache.get("a1", GRID, make)
     assert entries(cache) == []
-    with pytest.raises(ConfigError, match="a positive number"):
+    with pytest.raises(ConfigError, match="most_bytes must be a whole number from 1 to"):
         Cache(tmp_path, 0)
 
 

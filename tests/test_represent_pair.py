@@ -182,3 +182,18 @@ def test_smaller_voxels_are_those_of_scans_represented_in_them(pair: PhantomPair
     assert index.min() > 3.9  # 12 mm
     assert (np.array(second.grid.size) - 1 - index).min() > 3.9
     np.testing.assert_allclose(second.values, askew.resampled(second.grid).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_both_sides_go_through_the_same_steps_in_smaller_voxels(
+    pair: PhantomPair, representer: Representer, mixed: bool
+) -> None:
+    """Where the scans are the same, descriptors agree best exactly in place."""
+    fixed, moving = working_grids(Grid.of(pair.fixed), Grid.of(pair.fixed))
+    points = fixed.points_mm()[10:30, 12:28, 11:25].reshape(-1, 3)
+    first, second = represent_finer(
+        pair.fixed, pair.fixed, (fixed, moving), 3.0, (points, points), representer, mixed=mixed
+    )
+    there = second.resampled(fixed).unit().values
+    inside = (slice(10, 30), slice(12, 28), slice(11, 25))
+    np.testing.assert_allclose(first.values[inside], there[inside], atol=1e-5)

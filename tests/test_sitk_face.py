@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -21,6 +20,7 @@ from dsir_metric.sitk import settings as kinds
 from dsir_metric.sitk.optimizers import OPTIMIZERS
 from dsir_metric.sitk.recorder import RecordingMethod
 from dsir_metric.sitk.settings import ScalesChoice, Settings
+from dsir_metric.threads import threads
 
 FIXED, MOVING = scalar_pair()
 METHOD = sitk.ImageRegistrationMethod
@@ -287,16 +287,15 @@ def test_a_run_in_place_that_failed_can_be_repeated_in_place() -> None:
 
 def test_threads_are_for_the_metric_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(numba, "set_num_threads", asked.append)
-    monkeypatch.setattr(numba, "get_num_threads", lambda: 99)
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 4)
-    for threads in (1, 3, 64):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "4")
+    for count in (1, 3, 64):
         method = OurLoop()
-        method.SetNumberOfThreads(threads)
+        method.SetNumberOfThreads(count)
         method.SetOptimizerAsGradientDescent(1.0, 1)
         method.SetInitialTransform(sitk.TranslationTransform(3))
+        method.AddCommand(sitk.sitkIterationEvent, lambda: asked.append(threads()))
         method.Execute(FIXED, MOVING)
-    assert asked == [1, 99, 3, 99, 4, 99]
+    assert (asked, threads()) == ([1, 3, 4], 4)
 
 
 @pytest.mark.parametrize("name", sorted(IGNORED))

@@ -179,9 +179,9 @@ def test_half_precision_features_give_a_float_field() -> None:
     ("settings", "message"),
     [
         ({"spacing_vox": (8,)}, "every level"),
-        ({"spacing_vox": (), "step_vox": (), "half_width_vox": ()}, "every level"),
+        ({"spacing_vox": (), "step_vox": (), "half_width_vox": ()}, "1 to 8 entries, got 0"),
         ({"spacing_vox": (6, 4)}, "multiple"),
-        ({"step_vox": (4, 0)}, "positive"),
+        ({"step_vox": (4, 0)}, "step_vox"),
         ({"half_width_vox": (2, 6)}, "at least one step"),
         ({"coupling": ()}, "coupling"),
         ({"coupling": (0.0, 1.0)}, "coupling"),

@@ -381,7 +381,7 @@ def test_bad_settings_are_told_in_one_line() -> None:
         DenseConfig(learning_rate=(1e-2, 1e-3))
     with pytest.raises(ConfigError, match="rising shares"):
         DenseConfig(scales=(1.0, 0.5, 0.75))
-    with pytest.raises(ConfigError, match="positive number"):
+    with pytest.raises(ConfigError, match="weight must be a number above 0"):
         InstanceConfig(weight=0.0)
     with pytest.raises(ConfigError, match=r"give a TOML file or one of paper$"):
         load_settings("papier")

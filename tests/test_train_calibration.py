@@ -159,5 +159,5 @@ def test_a_run_made_longer_is_as_one_that_was_long_at_once(tmp_path: Path) -> No
 
 
 def test_a_number_below_0_is_refused() -> None:
-    with pytest.raises(ConfigError, match="calibration is a number of pairs of views, 0 for none; -1 came"):
+    with pytest.raises(ConfigError, match=r"calibration must be a whole number from 0 to .*, got -1"):
         from_dict(Recipe, {"sources": [{"kind": "shapes"}], "optimisation": {"calibration": -1}})

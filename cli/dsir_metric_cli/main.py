@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import sys
 import warnings
 from typing import Any
 
 import click
 
 import dsir_metric
-from dsir_metric.errors import DsirError
-from dsir_metric_cli.options import DEBUG, debug_option
+from dsir_metric.errors import DsirError, StoppedError, is_out_of_memory
+from dsir_metric_cli.options import DEBUG, debug_option, printable, warn
+from dsir_metric_cli.stop import Stopped, heed_signals, leave_quietly, received
 
 __all__ = ["app", "main"]
 
@@ -40,13 +43,24 @@ _HELP = """Register medical images of different modalities by a learned similari
 """
 
 
-class _Refusal(click.ClickException):
-    """An error of ours: one line, exit code 2."""
+_HELP_INSTEAD = getattr(click.exceptions, "NoArgsIsHelpError", ())  # shown where nothing is given; click 8.1 has none
 
-    exit_code = 2
+
+class _Refusal(click.ClickException):
+    """An error of ours: one line, exit code 2; 128 and the signal's number where a signal ended the work."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True)
+        click.echo(f"error: {printable(self.message)}", err=True)
+
+
+def _wrong_use(error: click.UsageError) -> _Refusal:
+    """The error for options and arguments that are no use."""
+    command = error.ctx.command_path if error.ctx else "dsir-metric"
+    return _Refusal(f"{' '.join(error.format_message().split())} See `{command} --help`.")
 
 
 class _App(click.Group):
@@ -66,19 +80,54 @@ class _App(click.Group):
             with formatter.section(title):
                 formatter.write_dl(list(section.items()), col_max=20)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except _HELP_INSTEAD:
+            raise
+        except click.UsageError as error:
+            raise _wrong_use(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except DsirError as error:
-            if ctx.meta.get(DEBUG):
+            value = super().invoke(ctx)
+            _flush()
+        except _HELP_INSTEAD:
+            raise
+        except (Exception, Stopped) as error:
+            refusal = _refusal(error)
+            if refusal is None or (ctx.meta.get(DEBUG) and received() is None):
                 raise
-            raise _Refusal(str(error)) from error
-        except MemoryError as error:
-            if ctx.meta.get(DEBUG):
-                raise
-            raise _Refusal(
-                "there is not enough memory; say how much there is (--memory 2GB), or take larger voxels (--spacing)"
-            ) from error
+            raise refusal from error
+        return value
+
+
+def _refusal(error: BaseException) -> _Refusal | None:
+    """What the user is told of an error; None for one that nobody expects."""
+    number = received()
+    if number is not None:
+        return _Refusal(f"stopped by {number.name}; no file is half-written", 128 + number)
+    if isinstance(error, click.UsageError):
+        return _wrong_use(error)
+    if isinstance(error, DsirError):
+        return _Refusal(str(error), 128 + error.signum if isinstance(error, StoppedError) else 2)
+    if is_out_of_memory(error):
+        return _Refusal(
+            "there is not enough memory; say how much there is (--memory 2GB), or take larger voxels (--spacing)"
+        )
+    if isinstance(error, OSError) and error.strerror and error.errno != errno.EPIPE:  # that is `| head`
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _Refusal(f"{where}the system refuses to read or write ({error.strerror})")
+    return None
+
+
+def _flush() -> None:
+    """Write out what was printed; where that fails, say so once and not at the end again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 @click.group(cls=_App, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,7 +138,7 @@ def app() -> None:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    warn(message)
 
 
 def main() -> None:
@@ -97,4 +146,8 @@ def main() -> None:
     for core, level in (("GRPC_VERBOSITY", "NONE"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(core, level)  # in C++; they write on stderr what an exception says as well, and advice
     warnings.showwarning = _warn
-    app(prog_name="dsir-metric")
+    heed_signals()
+    try:
+        app(prog_name="dsir-metric")
+    finally:
+        leave_quietly()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, MissingDependencyError
+from dsir_metric.io import silenced
 
 if TYPE_CHECKING:
     from dsir_metric.represent.forecast import Forecast
@@ -27,8 +29,11 @@ __all__ = [
     "memory_option",
     "model_options",
     "needs",
+    "printable",
+    "reorient_option",
     "size",
     "tell",
+    "warn",
 ]
 
 DEBUG = "dsir_metric_cli.debug"
@@ -41,9 +46,9 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     """Callback of an option: the number of bytes that `800MB`, `1.5GB` or `2GiB` means; None where it is not given."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:([KMGT]?)B?|([KMGT])IB)", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d*)?)\s*(?:([KMGT]?)B?|([KMGT])IB)", text.strip().upper(), re.ASCII)
     if found is None:
-        raise ConfigError(f"{text!r} is no size; write it as 800MB, 10GB or 2GiB")
+        raise ConfigError(f"{quoted(text)} is no size; write it as 800MB, 10GB or 2GiB")
     unit = _UNITS[found[2]] if found[3] is None else 1024 ** ("KMGT".index(found[3]) + 1)
     return int(float(found[1]) * unit)
 
@@ -65,6 +70,11 @@ memory_option: Decorator = click.option(
     callback=size,
     help="Keep within this, such as 2GB.  [default: no limit]",
 )
+reorient_option: Decorator = click.option(
+    "--reorient",
+    type=click.Choice(["nearest"]),
+    help="Where axes are slightly (up to 1 degree) off right angles: take the nearest rotation, and say what moves.",
+)
 dry_run_option: Decorator = click.option(
     "--dry-run", is_flag=True, help="Only tell what memory, disk and time it will take, and what would change that."
 )
@@ -81,6 +91,16 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def warn(text: object) -> None:
+    """Write a warning on standard error, one line, whatever else is quiet."""
+    click.echo(f"warning: {printable(str(text))}", err=True)
+
+
+def printable(text: str) -> str:
+    """A text on one line: what would break the line or steer the terminal is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
@@ -103,25 +123,24 @@ def needs(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep what C++ readers print about a bad file off the screen; the exception says it in one line.
+def hushed() -> Iterator[TextIO]:
+    """Keep what C++ code prints about a bad file or a full disk off the screen; the exception says it in one line.
 
     Warnings of Python are shown at the end. Does nothing with --debug.
+
+    Yields
+    ------
+    text file
+        Standard error, for what is to be seen meanwhile.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DEBUG):
-        yield
+        yield sys.stderr
         return
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
-        with warnings.catch_warnings(record=True) as told:
-            yield
+        with warnings.catch_warnings(record=True) as told, silenced() as shown:
+            yield shown
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
         for warning in told:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dsir_metric_cli.options import warn
+
 if TYPE_CHECKING:
     from dsir_metric.register import Progress as Step
     from dsir_metric.register import RegistrationResult
@@ -47,11 +49,14 @@ def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
 
 
 def summarise(result: RegistrationResult, console: Console) -> None:
-    """Print what each stage did; the cosine is 1 where both scans look the same to the model."""
+    """Print what each stage did; the cosine is 1 where both scans look the same to the model.
+
+    Warnings are printed even where the console is quiet.
+    """
     table = Table("stage", "cosine", "seconds", "", box=None)
     for stage in result.stages:
         change = f"{stage.cosine_before:.3f} -> {stage.cosine_after:.3f}"
         table.add_row(stage.name, change, f"{stage.seconds:.1f}", stage.remark)
     console.print(table)
     for warning in result.warnings:
-        console.print(f"warning: {warning}")
+        warn(warning)

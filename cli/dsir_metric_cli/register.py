@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dsir_metric import io
 from dsir_metric.batch.job import Job
-from dsir_metric.config import from_dict, to_dict
+from dsir_metric.config import from_dict
 from dsir_metric.errors import ConfigError
 from dsir_metric.register import RegisterConfig, RegistrationResult
 from dsir_metric.register.forecast import forecast_registration, open_representer
@@ -23,6 +23,7 @@ from dsir_metric_cli.options import (
     hushed,
     memory_option,
     model_options,
+    reorient_option,
     tell,
 )
 from dsir_metric_cli.progress import progress_bar, summarise
@@ -92,15 +93,20 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the results.")
 @click.option("--fixed-mask", type=PATH, help="Where in the fixed scan the metric counts.")
 @click.option("--moving-mask", type=PATH, help="Where in the moving scan the metric counts.")
-@click.option("--initial-transform", type=PATH, help="Start here: an ITK transform from fixed to moving points.")
+@click.option(
+    "--initial-transform",
+    type=PATH,
+    help="Start here: an ITK transform from fixed to moving points, or an image of displacements as ANTs writes it.",
+)
 @click.option("--moving-labels", type=PATH, help="Labels of the moving scan, moved along.")
 @click.option("--fixed-labels", type=PATH, help="Labels of the fixed scan, for Dice before and after.")
 @ending_option
 @fill_option
+@reorient_option
 @settings_options
 @memory_option
 @dry_run_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; warnings stay.")
 @debug_option
 def command(config: str | None, quiet: bool, dry_run: bool, **given: Any) -> None:
     """Register MOVING to FIXED, two 3-D scans of any modality.
@@ -108,14 +114,16 @@ def command(config: str | None, quiet: bool, dry_run: bool, **given: Any) -> Non
     Writes transform.h5 (an ITK transform in mm from fixed to moving points), moved.nii.gz and result.json; with moving
     labels moved_labels.nii.gz as well, with --velocity inverse.h5.
 
-    A scan is a file that ITK reads, or OME-Zarr: scan.ome.zarr, a level of it scan.ome.zarr/2, a channel of it
-    scan.ome.zarr#channel=1.
+    A scan is a file (NIfTI, Analyze, NRRD, MetaImage, GIPL, MINC, a DICOM file of a volume), or OME-Zarr:
+    scan.ome.zarr, a level of it scan.ome.zarr/2, a channel of it scan.ome.zarr#channel=1.
     """
     job = Job(**{name: given.pop(name) for name in Job.__dataclass_fields__})
     if dry_run:
         foretell(job, settings(config, given))
     else:
-        run(job, settings(config, given), Console(stderr=True, quiet=quiet))
+        chosen = settings(config, given)
+        job.check_apart(chosen, config)
+        run(job, chosen, Console(stderr=True, quiet=quiet))
 
 
 def foretell(job: Job, config: RegisterConfig) -> None:
@@ -123,7 +131,7 @@ def foretell(job: Job, config: RegisterConfig) -> None:
     if config.backend != "sitk":
         raise ConfigError(f"--dry-run knows the backend sitk alone; {config.backend!r} came")
     with hushed():
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        fixed, moving = job.grids()
     representer = open_representer(config, fixed, moving)
     tell(forecast_registration(config, fixed, moving, representer, timed=True))
 
@@ -136,11 +144,10 @@ def settings(config: str | None, given: Mapping[str, Any]) -> RegisterConfig:
         chosen = {"fixed_intensity": both, "moving_intensity": both} | chosen
     if "stages" in chosen:
         chosen["stages"] = [stage.strip() for stage in chosen["stages"].split(",")]
-    tree = to_dict(RegisterConfig() if config is None else load_settings(config))
     for option, (table, name) in _IN_TABLES.items():
         if option in chosen:
-            tree[table] |= {name: chosen.pop(option)}
-    return from_dict(RegisterConfig, tree | chosen)
+            chosen.setdefault(table, {})[name] = chosen.pop(option)
+    return from_dict(RegisterConfig, chosen) if config is None else load_settings(config, chosen)
 
 
 def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResult:
@@ -150,7 +157,8 @@ def run(job: Job, config: RegisterConfig, console: Console) -> RegistrationResul
         scans = job.read()
     with progress_bar(console) as show:
         result = scans.register(config, on_progress=show)
-    job.write(scans, result)
+    with hushed():
+        job.write(scans, result)
     summarise(result, console)
     console.print(f"wrote transform.h5, moved{job.ending} and result.json into {folder}", highlight=False)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dsir_metric import io
+from dsir_metric.batch.job import settings_files
 from dsir_metric.batch.outcome import Outcome
-from dsir_metric.batch.pairs import TABLE, read_pairs
-from dsir_metric.batch.run import run_batch
+from dsir_metric.batch.pairs import TABLE, Pair, read_pairs
+from dsir_metric.batch.run import LOCK, run_batch
+from dsir_metric.io import Reorient
 from dsir_metric.represent import Cache
-from dsir_metric_cli.options import PATH, debug_option, hushed, size
+from dsir_metric_cli.options import PATH, debug_option, hushed, reorient_option, size, warn
 from dsir_metric_cli.register import ending_option, fill_option, settings, settings_options
 
 __all__ = ["command"]
 
+_SIGN_S = 5.0  # between two signs of life
 _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 
 
@@ -48,8 +53,9 @@ _CACHE = ".dsir-cache"  # in the output folder, which every worker sees
 @click.option("--no-cache", is_flag=True, help="Represent a scan anew for every pair.")
 @ending_option
 @fill_option
+@reorient_option
 @settings_options
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table on the screen; warnings stay.")
 @debug_option
 def command(
     pairs: Path,
@@ -61,6 +67,7 @@ def command(
     no_cache: bool,
     ending: str,
     fill: float | None,
+    reorient: Reorient | None,
     config: str | None,
     quiet: bool,
     **given: Any,
@@ -84,8 +91,9 @@ def command(
     """
     console = Console(stderr=True, quiet=quiet)
     chosen = settings(config, given)
-    with hushed():
-        read = read_pairs(pairs, output, chosen.spacing_mm, ending, fill)
+    sources = [("the table", pairs), *settings_files(chosen, config)]
+    io.check_apart(sources, [output / TABLE, output / LOCK])
+    read = _read(pairs, output, chosen.spacing_mm, ending, fill, reorient, console)
     cache = None if no_cache else Cache((cache_folder or output / _CACHE).absolute(), cache_size)
     warned: set[str] = set()
 
@@ -100,16 +108,57 @@ def command(
             bar.advance(task)
             for note in outcome.notes:
                 if note not in warned:
-                    console.print(f"warning: {escape(note)}", highlight=False, soft_wrap=True)
+                    warn(note)
             warned.update(outcome.notes)
+            for doubt in outcome.warnings:
+                warn(f"{outcome.id}: {doubt}")
+            if outcome.state == "failed":
+                warn(f"{outcome.id} failed: {outcome.error}")
 
         outcomes = run_batch(
-            read, output, chosen, workers=workers, scheduler=scheduler, cache=cache, on_start=start, on_outcome=show
+            read,
+            output,
+            chosen,
+            workers=workers,
+            scheduler=scheduler,
+            cache=cache,
+            sources=sources,
+            on_check=_Sign(console, "memory of {} pairs checked"),
+            on_start=start,
+            on_outcome=show,
         )
     _summarise(outcomes, console)
     console.print(f"wrote {output / TABLE}", highlight=False)
     if any(outcome.state == "failed" for outcome in outcomes):
         click.get_current_context().exit(1)
+
+
+def _read(
+    pairs: Path,
+    output: Path,
+    spacing_mm: float | None,
+    ending: str,
+    fill: float | None,
+    reorient: Reorient | None,
+    console: Console,
+) -> tuple[Pair, ...]:
+    """The table of pairs, with a sign of life while its rows are checked."""
+    with hushed() as shown:
+        sign = _Sign(Console(file=shown, quiet=console.quiet), "{} rows checked")
+        return read_pairs(pairs, output, spacing_mm, ending, fill, reorient, on_row=sign)
+
+
+class _Sign:
+    """A line now and then, in a log file as well, that says how far a long check has come."""
+
+    def __init__(self, console: Console, text: str) -> None:
+        self._console, self._text = console, text
+        self._due = time.monotonic() + _SIGN_S
+
+    def __call__(self, count: int) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _SIGN_S
+            self._console.print(self._text.format(f"{count:,}"), highlight=False)
 
 
 def _summarise(outcomes: Sequence[Outcome], console: Console) -> None:

@@ -15,7 +15,16 @@ from dsir_metric.errors import ConfigError
 from dsir_metric.represent import Representer, represent_pair
 from dsir_metric.represent.forecast import forecast_representation
 from dsir_metric.represent.foreground import foreground
-from dsir_metric_cli.options import PATH, debug_option, dry_run_option, hushed, memory_option, model_options, tell
+from dsir_metric_cli.options import (
+    PATH,
+    debug_option,
+    dry_run_option,
+    hushed,
+    memory_option,
+    model_options,
+    reorient_option,
+    tell,
+)
 
 __all__ = ["command"]
 
@@ -31,6 +40,7 @@ _ENDINGS = (*io.IMAGE_ENDINGS, ".npz")
 @click.option("--for", "program", metavar="NAME", help=f"Write a pair for another program: {', '.join(ENGINES)}.")
 @click.option("--channels", type=int, metavar="N", help="With --for: how many channels.  [default: the program's]")
 @click.option("--spacing", "spacing_mm", type=float, metavar="MM", help="With --for: voxel size.  [default: chosen]")
+@reorient_option
 @model_options
 @memory_option
 @dry_run_option
@@ -44,6 +54,7 @@ def command(
     program: str | None,
     channels: int | None,
     spacing_mm: float | None,
+    reorient: io.Reorient | None,
     dry_run: bool,
     **given: Any,
 ) -> None:
@@ -62,7 +73,10 @@ def command(
             raise ConfigError("--for needs two scans; give FIXED MOVING")
         if dry_run:
             raise ConfigError("--dry-run does not go with --for; try it with `dsir-metric register`")
-        write_pair(program, image, moving, output, Representer(**chosen, tile=tile), channels, spacing_mm, intensity)
+        representer = Representer(**chosen, tile=tile)
+        with hushed():
+            script = write_pair(program, image, moving, output, representer, channels, spacing_mm, intensity, reorient)
+        click.echo(f"wrote {script}", err=True)
         return
     if moving is not None or channels is not None or spacing_mm is not None:
         raise ConfigError("a second scan, --channels and --spacing go with --for only; name a program")
@@ -70,10 +84,11 @@ def command(
         raise ConfigError(f"{output}: the ending names no format; use one of {', '.join(_ENDINGS)}")
     streamed, memory_bytes = output.suffix in io.STREAMED, given["memory_bytes"]
     if not dry_run:
+        io.check_apart((("the scan", image), ("the model", Path(given["model"] or "default"))), [output])
         io.prepare_folder(output.parent)
     if dry_run or memory_bytes is not None:
         with hushed():
-            grid = io.read_grid(image)
+            grid = io.read_grid(image, reorient=reorient)
         representer = Representer(**chosen, tile=tile)
         forecast = forecast_representation(
             representer, grid, streamed=streamed, timed=dry_run, memory_bytes=memory_bytes
@@ -81,7 +96,7 @@ def command(
         if dry_run:
             tell(forecast)
             return
-    write(Representer(**chosen, tile=tile), image, intensity, output)
+    write(Representer(**chosen, tile=tile), image, intensity, output, reorient)
 
 
 def write_pair(
@@ -93,25 +108,27 @@ def write_pair(
     channels: int | None,
     spacing_mm: float | None,
     intensity: str,
-) -> None:
-    """Write what `program` needs to register two scans."""
+    reorient: io.Reorient | None = None,
+) -> Path:
+    """Write what `program` needs to register two scans; the script that does it."""
     default = engine(program).channels
     io.prepare_folder(folder)
-    with hushed():
-        scans = io.read_image(fixed), io.read_image(moving)
+    scans = io.read_image(fixed, reorient=reorient), io.read_image(moving, reorient=reorient)
     pair = represent_pair(
         *scans, representer, spacing_mm=spacing_mm, fixed_intensity=intensity, moving_intensity=intensity
     )
     mask, body = (foreground(scan, r.grid) for scan, r in zip(scans, pair, strict=True))
     count = min(default, pair[0].channels) if channels is None else channels
     reduced = channel_pair(*pair, mask, body, count)
-    click.echo(f"wrote {write_files(program, reduced, folder, fixed, moving)}", err=True)
+    return write_files(program, reduced, folder, fixed, moving)
 
 
-def write(representer: Representer, image: Path, intensity: str, path: Path) -> None:
+def write(
+    representer: Representer, image: Path, intensity: str, path: Path, reorient: io.Reorient | None = None
+) -> None:
     """Represent a scan in the format of the ending of `path`."""
     with hushed():
-        scan = io.read_image(image)
+        scan = io.read_image(image, reorient=reorient)
     if path.suffix in io.STREAMED:
         prepared = representer.prepare(scan, intensity)
         del scan
@@ -120,7 +137,8 @@ def write(representer: Representer, image: Path, intensity: str, path: Path) -> 
     representation = representer(scan, intensity)
     grid = representation.grid
     if path.suffix != ".npz":
-        io.write_image(representation.to_sitk(), path)
+        with hushed():
+            io.write_image(representation.to_sitk(), path)
         return
     with io.atomic(path) as temporary:
         np.savez(

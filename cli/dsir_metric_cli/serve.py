@@ -23,8 +23,27 @@ __all__ = ["command"]
 @click.option("--tls-key", "key", type=PATH, metavar="FILE", help="Its key, PEM.")
 @click.option("--fp32", "precision", flag_value="fp32", default=None, help="Answer in single precision.")
 @click.option("--max-voxels", type=int, metavar="N", help="Largest image of one request.  [default: 16 million]")
+@click.option(
+    "--max-cost",
+    type=int,
+    metavar="N",
+    help="Most that one request may cost, in computed voxels: those of all tiles, halos and padding included, on "
+    "average of both halves of the network.  [default: 3 times --max-voxels]",
+)
 @click.option("--concurrency", type=int, metavar="N", help="Requests computed at the same time.  [default: 1]")
 @click.option("--queue", type=int, metavar="N", help="Requests that may wait.  [default: 64]")
+@click.option(
+    "--max-connections",
+    type=int,
+    metavar="N",
+    help="Connections for HTTP and for gRPC each; an idle one makes way for a new one.  [default: 512]",
+)
+@click.option(
+    "--buffer-mb",
+    type=int,
+    metavar="N",
+    help="Megabytes of requests and answers held in memory, of all clients; more are not read.  [default: 256]",
+)
 @click.option(
     "--patience", "patience_s", type=int, metavar="S", help="Seconds a client may let it wait.  [default: 60]"
 )
@@ -46,6 +65,8 @@ def command(**given: Any) -> None:
     for name in ("kserve", "uvicorn.error"):  # a traceback for every bad request is too much
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # kserve's affair
+    megabytes = given.pop("buffer_mb")
+    given["buffer_bytes"] = None if megabytes is None else 1_000_000 * megabytes
     config = ServeConfig(**{name: value for name, value in given.items() if value is not None})
     serve(config, lambda endpoints: _announce(endpoints, config))
 

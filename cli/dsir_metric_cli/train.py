@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dsir_metric.config import load_toml
 from dsir_metric.errors import ConfigError
+from dsir_metric.io import check_apart
 from dsir_metric_cli.options import PATH, debug_option, needs
 
 __all__ = ["command"]
@@ -67,11 +68,13 @@ def _train(
     recipe: Path, output: Path, *, model: str | None = None, data: Path | None = None, nodes: int = 1, **chosen: Any
 ) -> None:
     with needs("train"):
-        from dsir_metric_train.loop import train
+        from dsir_metric_train.loop import CHECKPOINT, train
         from dsir_metric_train.recipe import Recipe
         from dsir_metric_train.together import is_first
     _hush()
     network = None
+    read = [("the recipe", recipe), *([] if model is None else [("the model", Path(model))])]
+    check_apart(read, [output / CHECKPOINT, output / "log" / "metrics.csv"])
     if model is not None:
         with needs("export"):
             from dsir_metric_export import read_network

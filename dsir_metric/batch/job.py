@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig, RegistrationResult, register
 from dsir_metric.represent.background import background, check_fill
 
-__all__ = ["INPUTS", "Job", "Scans"]
+__all__ = ["INPUTS", "Job", "Scans", "settings_files"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Job:
         Of the images that are written, one of `dsir_metric.io.IMAGE_ENDINGS`.
     fill : float, optional
         Value of the moved scan outside the moving one; its background by default.
+    reorient : {"nearest"}, optional
+        What to do with axes that are slightly off right angles, see `dsir_metric.io.read_image`.
 
     Raises
     ------
     ConfigError
-        If fixed labels come alone, or the ending names no format.
+        If fixed labels come alone, or the ending names no format, or `reorient` nothing.
     """
 
     fixed: Path
@@ -57,8 +59,10 @@ class Job:
     initial_transform: Path | None = None
     ending: str = ".nii.gz"
     fill: float | None = None
+    reorient: io.Reorient | None = None
 
     def __post_init__(self) -> None:
+        io.check_reorient(self.reorient)
         if self.ending not in io.IMAGE_ENDINGS:
             raise ConfigError(f"the ending {self.ending!r} names no format; use one of {', '.join(io.IMAGE_ENDINGS)}")
         if self.fixed_labels and not self.moving_labels:
@@ -76,6 +80,31 @@ class Job:
         """Names of the images that are written."""
         return tuple(f"{name}{self.ending}" for name in ("moved", *(["moved_labels"] if self.moving_labels else [])))
 
+    def check_apart(self, config: RegisterConfig, settings: str | Path | None = None) -> None:
+        """See that no file that is read would be written over; nothing is read for that.
+
+        Parameters
+        ----------
+        config : RegisterConfig
+            Its models are read as well.
+        settings : str or Path, optional
+            The file that `config` came from, or the name of settings that ship.
+
+        Raises
+        ------
+        ConfigError
+            If one would be.
+        """
+        io.check_apart([*self.named_inputs(), *settings_files(config, settings)], io.registration_files(self.output))
+
+    def named_inputs(self) -> Iterator[tuple[str, Path]]:
+        """The files that are there to be read, as a message calls them."""
+        return ((f"the {name.replace('_', ' ')}", path) for name, path in self.inputs.items())
+
+    def grids(self) -> tuple[Grid, Grid]:
+        """Grids of the fixed and the moving scan, from their headers alone; see `dsir_metric.io.read_grid`."""
+        return io.read_grid(self.fixed, reorient=self.reorient), io.read_grid(self.moving, reorient=self.reorient)
+
     def read(self) -> Scans:
         """Read every file, with every check.
 
@@ -86,12 +115,13 @@ class Job:
         ConfigError
             If the moving scan cannot hold the value `fill`.
         """
-        fixed, moving = io.read_image(self.fixed), io.read_image(self.moving)
-        fixed_mask = io.read_mask(self.fixed_mask, Grid.of(fixed)) if self.fixed_mask else None
-        moving_mask = io.read_mask(self.moving_mask, Grid.of(moving)) if self.moving_mask else None
+        turn = self.reorient
+        fixed, moving = (io.read_image(path, reorient=turn) for path in (self.fixed, self.moving))
+        fixed_mask = io.read_mask(self.fixed_mask, Grid.of(fixed), reorient=turn) if self.fixed_mask else None
+        moving_mask = io.read_mask(self.moving_mask, Grid.of(moving), reorient=turn) if self.moving_mask else None
         initial = io.read_transform(self.initial_transform) if self.initial_transform else None
-        moving_labels = io.read_labels(self.moving_labels) if self.moving_labels else None
-        fixed_labels = io.read_labels(self.fixed_labels) if self.fixed_labels else None
+        moving_labels = io.read_labels(self.moving_labels, reorient=turn) if self.moving_labels else None
+        fixed_labels = io.read_labels(self.fixed_labels, reorient=turn) if self.fixed_labels else None
         if self.fill is not None:
             check_fill(self.fill, moving)
         if fixed_labels is not None and not Grid.of(fixed_labels).matches(Grid.of(fixed)):
@@ -148,7 +178,13 @@ class Job:
         return report
 
 
-INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending", "fill"))
+def settings_files(config: RegisterConfig, source: str | Path | None = None) -> list[tuple[str, Path]]:
+    """What settings were read from and what they name, as a message calls them, whether it is a file or not."""
+    named = {"the settings": source, "the model": config.model, "the network": config.lapirn.model}
+    return [(name, Path(file)) for name, file in named.items() if file is not None]
+
+
+INPUTS = tuple(f.name for f in fields(Job) if f.name not in ("output", "ending", "fill", "reorient"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,13 +61,13 @@ class Outcome:
         return cls(
             name,
             state,
-            report["pair_seconds"],
-            report["mean_cosine"],
-            report["jacobian"]["folded_percent"],
+            float(report["pair_seconds"]),
+            float(report["mean_cosine"]),
+            float(report["jacobian"]["folded_percent"]),
             dice.get("before"),
             dice.get("after"),
-            tuple(stage["name"] for stage in report["stages"] if not stage["kept"]),
-            tuple(report["warnings"]),
+            tuple(str(stage["name"]) for stage in report["stages"] if not stage["kept"]),
+            tuple(map(str, report["warnings"])),
         )
 
     def cells(self) -> list[str]:

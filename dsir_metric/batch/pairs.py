@@ -8,12 +8,15 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
+from io import StringIO
 from pathlib import Path
 
 from dsir_metric import io
 from dsir_metric.batch.job import INPUTS, Job
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, DataError, DsirError, GeometryError
+from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.represent.pair import working_grids
 
@@ -24,6 +27,8 @@ TABLE = "table.csv"  # beside the folders of the pairs
 _ID = re.compile(r"\w[\w.+-]*")
 _DELIMITERS = ",;\t"  # spreadsheets write the second where a comma is a decimal point
 _MOST_ID_BYTES = 200
+_MOST_BYTES = 500_000_000  # of a table; a million rows of long paths
+_KEPT = 100_000  # headers; about a kilobyte each
 _NO_ID = re.compile(r"^\W|[^\w.+-]")
 
 
@@ -41,12 +46,15 @@ class Pair:
         Of both representations together.
     row : str
         Where it stands, such as "pairs.csv, row 2".
+    grids : tuple of Grid
+        Of the fixed and the moving scan.
     """
 
     job: Job
     voxels: int
     working_voxels: int
     row: str = ""
+    grids: tuple[Grid, ...] = ()
 
     @property
     def id(self) -> str:
@@ -60,6 +68,8 @@ def read_pairs(
     spacing_mm: float | None = None,
     ending: str = ".nii.gz",
     fill: float | None = None,
+    reorient: io.Reorient | None = None,
+    on_row: Callable[[int], None] = lambda _: None,
 ) -> tuple[Pair, ...]:
     """Read a CSV file of pairs; look at every header it names.
 
@@ -75,6 +85,11 @@ def read_pairs(
         Voxel size to work at, see `working_grids`.
     ending, fill
         Of the images that are written, see `Job`.
+    reorient : {"nearest"}, optional
+        See `Job`.
+    on_row : callable
+        Receives the number of each row that has been checked: a long table with a header to read in every row takes
+        minutes.
 
     Raises
     ------
@@ -87,19 +102,21 @@ def read_pairs(
     path, folder = Path(table), Path(output).absolute()
     pairs: dict[str, Pair] = {}
     rows: dict[str, int] = {}
-    grid_of = cache(io.read_grid)  # a template is in every row
+    headers = _Headers(spacing_mm, reorient)
     for number, row in _rows(path):
         told = f"{path}, row {number}"
         try:
-            job = _job(row, path.absolute().parent, folder, ending, fill)
+            job = _job(row, path.absolute().parent, folder, ending, fill, reorient)
             name = job.output.name
             if name.casefold() in rows:
                 raise ConfigError(
                     f"the id {name!r} is that of row {rows[name.casefold()]} already; give each row one of its own in "
                     "a column id"
                 )
-            pairs[name] = Pair(job, *_voxels(job, grid_of, spacing_mm), told)
+            grids = headers.check(job)
+            pairs[name] = Pair(job, _sum(grids), headers.working_voxels(*grids), told, grids)
             rows[name.casefold()] = number
+            on_row(number)
         except DsirError as error:
             raise type(error)(f"{told}: {error}") from error
     if not pairs:
@@ -110,21 +127,23 @@ def read_pairs(
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows that are not empty, as column to cell, with their numbers in the file."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = max(_DELIMITERS, key=file.readline().count)
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            header = [cell.strip() for cell in next(reader, [])]
-            _check_header(header, path)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
-                        "quotes around a path with a comma"
-                    )
-                yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        lines = StringIO(read_text(path, _MOST_BYTES), newline="")
+        delimiter = max(_DELIMITERS, key=lines.readline().count)
+        lines.seek(0)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
+        header = [cell.strip() for cell in next(reader, [])]
+        _check_header(header, path)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, row {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; put "
+                    "quotes around a path with a comma"
+                )
+            if any("\0" in cell or len(cell.strip().splitlines()) > 1 for cell in cells):
+                raise DataError(f"{path}, row {reader.line_num}: has a NUL or a line break in a cell; mend the quotes")
+            yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file of pairs") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -134,17 +153,22 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_header(header: Sequence[str], path: Path) -> None:
     for name in header:
         if name not in COLUMNS:
-            close = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name[:80], COLUMNS, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{path}, row 1: the column {name!r} is unknown; {hint}there are {', '.join(COLUMNS)}")
-    if len(set(header)) < len(header):
-        raise ConfigError(f"{path}, row 1: a column comes twice in {', '.join(header)}")
+            raise ConfigError(
+                f"{path}, row 1: the column {quoted(name)} is unknown; {hint}there are {', '.join(COLUMNS)}"
+            )
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}, row 1: the column {twice} comes twice; leave one out")
     missing = [name for name in ("fixed", "moving") if name not in header]
     if missing:
         raise ConfigError(f"{path}, row 1: has no column {missing[0]}; a header such as `id,fixed,moving` is expected")
 
 
-def _job(row: dict[str, str], start: Path, output: Path, ending: str, fill: float | None) -> Job:
+def _job(
+    row: dict[str, str], start: Path, output: Path, ending: str, fill: float | None, reorient: io.Reorient | None
+) -> Job:
     files = {name: start / row[name] for name in INPUTS if row.get(name)}
     for name in ("fixed", "moving"):
         if name not in files:
@@ -152,10 +176,10 @@ def _job(row: dict[str, str], start: Path, output: Path, ending: str, fill: floa
     name = row.get("id") or _NO_ID.sub("_", f"{_stem(files['moving'])}_to_{_stem(files['fixed'])}")
     if not _ID.fullmatch(name) or len(name.encode()) > _MOST_ID_BYTES or name.casefold() == TABLE:
         raise ConfigError(
-            f"the id {name!r} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - after the "
-            "first"
+            f"the id {quoted(name)} cannot name a folder; use up to {_MOST_ID_BYTES} letters, digits, and . _ + - "
+            "after the first"
         )
-    return Job(output=output / name, ending=ending, fill=fill, **files)
+    return Job(output=output / name, ending=ending, fill=fill, reorient=reorient, **files)
 
 
 def _stem(path: Path) -> str:
@@ -163,20 +187,35 @@ def _stem(path: Path) -> str:
     return name.removesuffix(".gz").removesuffix(".zarr").rsplit(".", 1)[0]
 
 
-def _voxels(job: Job, grid_of: Callable[[Path], Grid], spacing_mm: float | None) -> tuple[int, int]:
-    """Voxels of the scans and of their working grids; every header is looked at on the way."""
-    grids = {name: grid_of(path) for name, path in job.inputs.items() if name != "initial_transform"}
-    for name in ("fixed_mask", "moving_mask", "fixed_labels"):
-        scan = name.split("_")[0]
-        if name in grids and not grids[name].matches(grids[scan]):
-            raise GeometryError(
-                f"{job.inputs[name]}: lies on another grid (size {grids[name].size}) than the {scan} scan (size "
-                f"{grids[scan].size}); resample it, nearest neighbour, onto that scan"
-            )
-    if job.initial_transform is not None:
-        io.read_transform(job.initial_transform)
-    scans = grids["fixed"], grids["moving"]
-    return _sum(scans), _sum(working_grids(*scans, spacing_mm, shared=True))
+class _Headers:
+    """The headers of the files of a table, each read once, and what follows from those of a pair of scans."""
+
+    def __init__(self, spacing_mm: float | None, reorient: io.Reorient | None) -> None:
+        self._grid_of = lru_cache(_KEPT)(partial(io.read_grid, reorient=reorient))  # a template is in every row
+        self._check_transform = lru_cache(_KEPT)(_check_transform)
+
+        def working_voxels(fixed: Grid, moving: Grid) -> int:
+            return _sum(working_grids(fixed, moving, spacing_mm, shared=True))
+
+        self.working_voxels = lru_cache(_KEPT)(working_voxels)
+
+    def check(self, job: Job) -> tuple[Grid, Grid]:
+        """Grids of the two scans; every header of a pair is looked at on the way."""
+        grids = {name: self._grid_of(path) for name, path in job.inputs.items() if name != "initial_transform"}
+        for name in ("fixed_mask", "moving_mask", "fixed_labels"):
+            scan = name.split("_")[0]
+            if name in grids and not grids[name].matches(grids[scan]):
+                raise GeometryError(
+                    f"{job.inputs[name]}: lies on another grid (size {grids[name].size}) than the {scan} scan (size "
+                    f"{grids[scan].size}); resample it, nearest neighbour, onto that scan"
+                )
+        if job.initial_transform is not None:
+            self._check_transform(job.initial_transform)
+        return grids["fixed"], grids["moving"]
+
+
+def _check_transform(path: Path) -> None:
+    io.read_transform(path)
 
 
 def _sum(grids: tuple[Grid, Grid]) -> int:

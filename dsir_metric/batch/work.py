@@ -17,7 +17,8 @@ from dsir_metric import __version__, io
 from dsir_metric.batch.job import Job
 from dsir_metric.batch.outcome import Outcome
 from dsir_metric.config import to_dict
-from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.errors import DataError, DsirError, ModelFileError, is_out_of_memory
+from dsir_metric.files import read_text
 from dsir_metric.geometry import Grid
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.forecast import memory_left, within_memory
@@ -29,8 +30,15 @@ from dsir_metric.represent.zoo import model_path
 
 __all__ = ["Work"]
 
+_MOST_REPORT_BYTES = 100_000_000  # of result.json; ours have some 100 kB
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # somebody edited it: the pair is done again
 _APART = ("threads", "memory_bytes")  # changes no result; changes some: see `Work.made_from` and `_made_again_alike`
-_IMAGES = {f"{name}{ending}" for name in ("moved", "moved_labels") for ending in io.IMAGE_ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -92,17 +100,15 @@ class Work:
                 outcome = self._outcome(job)
             except DsirError as error:
                 outcome = Outcome(name, "failed", error=str(error))
-            except MemoryError:
-                outcome = Outcome(name, "failed", error="there is not enough memory; take larger voxels (--spacing)")
             except Exception as error:  # a pair must not take the others with it
-                reason = (str(error).splitlines() or [""])[0]
-                outcome = Outcome(name, "failed", error=f"{type(error).__name__}: {reason}; please report it")
+                outcome = Outcome(name, "failed", error=_reason(error))
         return replace(outcome, notes=tuple(str(w.message) for w in told if issubclass(w.category, RuntimeWarning)))
 
     def made_from(self, job: Job) -> dict[str, Any]:
         """Hashes of the files of a pair and of the settings, and the voxel size to work at."""
         inputs = {name: io.content_hash(path) for name, path in job.inputs.items()}
-        return {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0], "fill": job.fill}
+        made = {"inputs": inputs, "settings": self.settings_hash, "spacing_mm": self.spacing(job)[0], "fill": job.fill}
+        return made | ({"reorient": job.reorient} if job.reorient else {})
 
     def spacing(self, job: Job) -> tuple[float, str]:
         """The voxel size to work at, and what is to be said about it; of the scans the headers are looked at.
@@ -112,7 +118,10 @@ class Work:
         ConfigError
             If the memory of a worker does not suffice, see `within_memory`.
         """
-        fixed, moving = io.read_grid(job.fixed), io.read_grid(job.moving)
+        return self.spacing_of(*job.grids())
+
+    def spacing_of(self, fixed: Grid, moving: Grid) -> tuple[float, str]:
+        """The same for the grids of two scans."""
         if self.config.memory_bytes is None:
             return working_grids(fixed, moving, self.config.spacing_mm, shared=True)[0].spacing_mm[0], ""
         return within_memory(self.config, fixed, moving, self._open(fixed, moving), shared=True)
@@ -132,15 +141,15 @@ class Work:
         if config.threads is not None:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(config.threads)
         result = scans.register(config, representations=self._represent(job))
-        for name in ("result.json", "inverse.h5", *(_IMAGES - set(job.images))):  # of other inputs or settings
-            io.remove(job.output / name)
         more = {"made_from": made_from, "pair_seconds": time.perf_counter() - started}
-        return Outcome.of(job.output.name, "done", job.write(scans, result, more))
+        with io.silenced():
+            report = job.write(scans, result, more)
+        return Outcome.of(job.output.name, "done", report)
 
     def _represent(self, job: Job) -> PairRepresenter:
         config, (spacing, remark) = self.config, self.spacing(job)
         return PairRepresenter(
-            self._open(io.read_grid(job.fixed), io.read_grid(job.moving)),
+            self._open(*job.grids()),
             spacing,
             config.fixed_intensity,
             config.moving_intensity,
@@ -163,9 +172,19 @@ class Work:
 
     def _kept(self, job: Job, made_from: dict[str, Any]) -> Outcome | None:
         report = _complete(job, made_from)
-        if report is None or not _made_again_alike(report, self.config.memory_bytes):
+        try:
+            if report is None or not _made_again_alike(report, self.config.memory_bytes):
+                return None
+            return Outcome.of(job.output.name, "kept", report)
+        except _DAMAGED:
             return None
-        return Outcome.of(job.output.name, "kept", report)
+
+
+def _reason(error: Exception) -> str:
+    """Why a pair failed, where nobody foresaw it."""
+    if is_out_of_memory(error):
+        return "there is not enough memory; take larger voxels (--spacing)"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it"
 
 
 @lru_cache(maxsize=1)
@@ -186,12 +205,11 @@ def _absolute(name: str, path: Path) -> str:
 def _complete(job: Job, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What result.json says, where it and all else was written and made from the same."""
     try:
-        report: dict[str, Any] = json.loads((job.output / "result.json").read_text(encoding="utf-8"))
-        same = report["made_from"] == made_from
-        whole = all((job.output / name).stat().st_size > 0 for name in ("transform.h5", *job.images))
-    except (OSError, ValueError, KeyError, TypeError):
+        report: dict[str, Any] = json.loads(read_text(job.output / "result.json", _MOST_REPORT_BYTES))
+        same = report["made_from"] == made_from and set(job.images) <= set(report["outputs"])
+        return report if same and io.outputs_are_whole(job.output, report) else None
+    except (OSError, DataError, *_DAMAGED):
         return None
-    return report if same and whole else None
 
 
 def _made_again_alike(report: dict[str, Any], memory_bytes: int | None) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from dsir_metric import io
 from dsir_metric.bridges.channels import ChannelPair
 from dsir_metric.bridges.registry import Command
 from dsir_metric.errors import RegistrationError
@@ -26,9 +27,9 @@ def write(pair: ChannelPair, folder: Path, *, linear: bool) -> list[Command]:
     for k, (images, share) in enumerate(zip(pair.images(), pair.shares, strict=True)):
         names = [f"{side}_{k:02d}.nii" for side in ("fixed", "moving")]
         for image, name in zip(images, names, strict=True):
-            sitk.WriteImage(image, str(folder / name))
+            io.put_image(image, folder / name)
         metrics += ["-m", f"MeanSquares[{','.join(names)},{share:.6f},0]"]
-    sitk.WriteImage(pair.mask, str(folder / "mask.nii"))
+    io.put_image(pair.mask, folder / "mask.nii")
     command = ["antsRegistration", "-d", "3", "--float", "1", "-o", "ants_", "-x", "mask.nii"]
     if linear:
         command += ["-r", "[fixed_00.nii,moving_00.nii,0]"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
+from dsir_metric import io
 from dsir_metric.bridges.channels import ChannelPair
 from dsir_metric.bridges.registry import Command
 
@@ -88,11 +89,11 @@ def write(pair: ChannelPair, folder: Path, *, linear: bool) -> list[Command]:
     command = ["elastix"]
     for k, images in enumerate(pair.images()):
         for side, image in zip(("fixed", "moving"), images, strict=True):
-            sitk.WriteImage(image, str(folder / f"{side}_{k:02d}.nii"))
+            io.put_image(image, folder / f"{side}_{k:02d}.nii")
             command += [f"-{side[0]}{k}", f"{side}_{k:02d}.nii"]
     channels = pair.fixed.channels
     command += [f"-f{channels}", "fixed_00.nii", f"-m{channels}", "moving_00.nii"]
-    sitk.WriteImage(pair.mask, str(folder / "mask.nii"))
+    io.put_image(pair.mask, folder / "mask.nii")
     command += ["-fMask", "mask.nii"]
     stages = {"affine.txt": _LINEAR, "deformable.txt": _DEFORMABLE} if linear else {"deformable.txt": _DEFORMABLE}
     for name, stage in stages.items():

@@ -29,22 +29,26 @@ def write_files(name: str, pair: ChannelPair, folder: str | Path, fixed: Path, m
     Returns
     -------
     Path
-        The script, register.sh. It is written last: where it is new, everything is.
+        The script, register.sh. It comes last: where it is new, everything is.
 
     Raises
     ------
     ConfigError
-        If there is no such engine.
+        If there is no such engine, or a scan has the place of a file to be written.
     DataError
         If the folder refuses a file.
     """
     bridge = engine(name).bridge
     folder = io.prepare_folder(folder)
-    commands = list(bridge.write(pair, folder, linear=True))
-    commands.append(bridge.apply(str(moving.absolute()), str(fixed.absolute())))
-    lines = ["#!/bin/sh", f"# {name}, by the DNS cosine on {pair.text}.", "set -e", 'cd "$(dirname "$0")"']
     script = folder / "register.sh"
-    with io.atomic(script) as temporary:
-        temporary.write_text("\n".join([*lines, *map(shlex.join, commands)]) + "\n")
-        temporary.chmod(0o755)
+    with io.scratch_folder(folder) as scratch:
+        commands = list(bridge.write(pair, scratch, linear=True))
+        commands.append(bridge.apply(str(moving.absolute()), str(fixed.absolute())))
+        lines = ["#!/bin/sh", f"# {name}, by the DNS cosine on {pair.text}.", "set -e", 'cd "$(dirname "$0")"']
+        written = scratch / script.name
+        written.write_text("\n".join([*lines, *map(shlex.join, commands)]) + "\n")
+        written.chmod(0o755)
+        files = sorted(scratch.iterdir(), key=lambda file: file == written)
+        io.check_apart((("the fixed scan", fixed), ("the moving scan", moving)), (folder / f.name for f in files))
+        io.write_together({folder / file.name: file.replace for file in files})
     return script

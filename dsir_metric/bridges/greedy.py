@@ -7,6 +7,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from dsir_metric import io
 from dsir_metric.bridges.channels import ChannelPair
 from dsir_metric.bridges.registry import Command
 
@@ -19,9 +20,9 @@ _DEFORMABLE = ("-n", "100x100x50", "-s", "4vox", "3vox", "-o", "warp.nii.gz")
 
 def write(pair: ChannelPair, folder: Path, *, linear: bool) -> list[Command]:
     """Write one image of all channels for each side; see `Bridge`."""
-    sitk.WriteImage(pair.fixed.to_sitk(), str(folder / "fixed.nii"))
-    sitk.WriteImage(pair.moving.to_sitk(), str(folder / "moving.nii"))
-    sitk.WriteImage(pair.mask, str(folder / "mask.nii"))
+    io.put_image(pair.fixed.to_sitk(), folder / "fixed.nii")
+    io.put_image(pair.moving.to_sitk(), folder / "moving.nii")
+    io.put_image(pair.mask, folder / "mask.nii")
     program = ["greedy", "-d", "3"]
     deform: list[str] = [*program, *_PAIR, *_DEFORMABLE]
     if not linear:

@@ -7,6 +7,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from dsir_metric.errors import DataError
+from dsir_metric.io import read_voxels
 
 __all__ = ["overlay", "read_outline"]
 
@@ -22,10 +23,7 @@ def read_outline(file: str | Path) -> sitk.Image:
     DataError
         If the file cannot be read, is neither, or holds no label.
     """
-    try:
-        labels = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise DataError(f"{file}: cannot be read as an image; check the path and the format") from error
+    labels = read_voxels(Path(file))
     if labels.GetNumberOfComponentsPerPixel() != 1 or labels.GetDimension() not in (3, 4):
         raise DataError(f"{file}: a label image with 3 axes, or 4, is expected; {labels.GetDimension()} axes came")
     organ: sitk.Image = (labels[:, :, :, 0] if labels.GetDimension() == 4 else labels) > 0

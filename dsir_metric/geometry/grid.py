@@ -42,6 +42,10 @@ class Grid:
     ------
     GeometryError
         If a size or spacing is not positive, a value is not finite, or `direction` is not orthonormal.
+
+    Notes
+    -----
+    Lists, arrays, whole numbers and NumPy's numbers are kept as tuples of Python's own: SimpleITK takes no others.
     """
 
     size: tuple[int, int, int]
@@ -51,6 +55,8 @@ class Grid:
     dimension: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("size", "spacing_mm", "origin_mm", "direction"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
         if len(self.size) != 3 or min(self.size) < 1:
             raise GeometryError(f"a grid needs three positive sizes (x, y, z); {self.size} came")
         if not np.all(np.isfinite(self.spacing_mm)) or min(self.spacing_mm) <= 0:
@@ -147,6 +153,15 @@ class Grid:
         size = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
         return replace(self, size=size, origin_mm=(origin[0], origin[1], origin[2]))
 
+    def scaled(self, factor: float) -> Grid:
+        """The same voxels with all lengths, the origin's too, `factor` times as long."""
+        (dx, dy, dz), (x, y, z) = self.spacing_mm, self.origin_mm
+        return replace(
+            self,
+            spacing_mm=(factor * dx, factor * dy, factor * dz),
+            origin_mm=(factor * x, factor * y, factor * z),
+        )
+
     def padded(self, margin_vox: int) -> Grid:
         """The grid with `margin_vox` more voxels on each side."""
         return self._centred(np.asarray(self.size) + 2 * margin_vox, np.asarray(self.spacing_mm))
@@ -186,3 +201,13 @@ class Grid:
             return False
         corners = np.array([(0, 0, 0), self.size, (self.size[0], 0, 0), (0, self.size[1], 0)], float)
         return bool(np.abs(self.to_index(other.to_physical(corners)) - corners).max() < tolerance_vox)
+
+
+def _plain(name: str, values: ArrayLike) -> tuple[int | float, ...]:
+    """Numbers of any kind as Python's own: whole ones for a size, else floats."""
+    numbers, count = np.ravel(np.asarray(values)), 9 if name == "direction" else 3
+    kind, text = (int, "whole numbers") if name == "size" else (float, "numbers")
+    whole = kind is float or (numbers.dtype.kind in "iuf" and np.array_equal(numbers, np.floor(numbers)))
+    if numbers.dtype.kind not in "iuf" or numbers.size != count or not whole:
+        raise GeometryError(f"the {name} of a grid must be {count} {text}, got {values!r}")
+    return tuple(kind(number) for number in numbers.tolist())

@@ -1,13 +1,11 @@
-"""Write a file, or a folder that is one thing, whole or not at all."""
+"""Write a file, or a folder that is one thing, whole or not at all; and several that belong together."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,35 +13,30 @@ from typing import Any
 import numpy as np
 
 from dsir_metric.errors import DataError
+from dsir_metric.io.room import refusal
+from dsir_metric.io.scratch import claimed, remove, settled, sweep, temporary_name
 
-try:
-    import fcntl
-except ImportError:  # on Windows nobody is kept out
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["atomic", "json_text", "prepare_folder", "scratch_folder", "write_json", "write_together"]
 
-__all__ = ["atomic", "locked", "prepare_folder", "remove", "sweep", "write_json"]
-
-_TOKEN_BYTES = 4  # of the random part of a temporary name
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_PROBE = bytes(4096)  # a block of most file systems
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, renamed to it when the block ends well and deleted when it does not.
 
-    Several files that belong together are entered into one `contextlib.ExitStack`: then none appears before all are
-    written.
-
     Parameters
     ----------
     path : str or Path
-        The file or folder to write. The temporary name ends as this one does, since SimpleITK picks the format by the
-        ending.
+        The file to write, or the folder where the name ends in .zarr. The temporary name ends as this one does, since
+        SimpleITK picks the format by the ending.
 
     Yields
     ------
     Path
-        Where to write a file or make a folder. A folder takes the place of one that is there, with all that is in it.
+        An empty file to be written, or folder to be filled. A folder takes the place of one that is there, with all
+        that is in it.
 
     Raises
     ------
@@ -51,29 +44,65 @@ def atomic(path: str | Path) -> Iterator[Path]:
         If writing fails in the operating system or in SimpleITK.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    try:
+    with _draft(path) as temporary, _reported(path, temporary):
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            _exchange(temporary, path)
-        else:
-            os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
+        with settled(temporary):
+            _publish(temporary, path)
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]], obsolete: Iterable[Path] = ()) -> None:
+    """Write files that belong together; none appears before all are written.
+
+    The last one vouches for the others: the one that is there goes first and the new one comes when all the others are
+    in place, so that at no moment it stands beside files of another run.
+
+    Parameters
+    ----------
+    writers : mapping of Path to callable
+        What writes each file, called in this order with a temporary name; see `atomic`.
+    obsolete : iterable of Path
+        Files and folders to delete, such as those of a run before.
+
+    Raises
+    ------
+    DataError
+        If one cannot be written; then none of them has appeared or changed.
+    """
+    with ExitStack() as drafts:
+        written = {}
+        for path, write in writers.items():
+            written[path] = temporary = drafts.enter_context(_draft(path))
+            with _reported(path, temporary):
+                write(temporary)
+                drafts.enter_context(settled(temporary))
+        with _reported(path, temporary):  # the last one
+            for old in (path, *obsolete):
+                remove(old)
+        for path, temporary in written.items():
+            with _reported(path, temporary):
+                _publish(temporary, path)
+
+
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, which is deleted when the block ends, or swept if we are killed.
+
+    Raises
+    ------
+    DataError
+        If writing fails in the operating system or in SimpleITK.
+    """
+    parent = Path(parent)
+    folder = temporary_name(parent / "scratch")
+    try:
+        with _reported(parent, folder), claimed(folder, folder=True):
+            yield folder
     finally:
-        remove(temporary)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        remove(folder)
 
 
 def prepare_folder(path: str | Path) -> Path:
-    """Make an output folder, with its parents, and try to write in it.
+    """Make an output folder, with its parents, try to write in it, and delete what killed runs left there.
 
     Raises
     ------
@@ -83,59 +112,58 @@ def prepare_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(folder / "probe")
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        sweep(folder)
+        probe = temporary_name(folder / "probe")
+        try:
+            probe.write_bytes(_PROBE)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to ({error.strerror}); choose another output folder") from error
     return folder
 
 
-@contextmanager
-def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
-    """Keep others, in this process or another, out of what `path` stands for; the system frees it if we die.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file, made where there is none and left behind.
-    wait : bool
-        Until it is free.
-
-    Yields
-    ------
-    bool
-        Whether it is ours: False where someone else has it and `wait` is False. It is True where locks cannot be had:
-        on Windows, on some network file systems, in a folder that cannot be written to.
-    """
-    had = True
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(Path(path).open("ab"))
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            had = False
-        except OSError:
-            pass
-        yield had
-
-
-def sweep(folder: str | Path) -> None:
-    """Delete what a process left in a folder under temporary names when it was killed; nobody may be writing there."""
-    for path in Path(folder).glob("." + _TOKEN_BYTES * 2 * "[0-9a-f]" + "-*"):
-        remove(path)
-
-
 def write_json(content: Mapping[str, object], path: str | Path) -> None:
     """Write a mapping as indented UTF-8 JSON; NumPy numbers and arrays and paths are taken, NaN becomes null."""
     with atomic(path) as temporary:
-        text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
+def json_text(content: Mapping[str, object]) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A temporary file or folder for `path`, ours as long as the block lasts."""
+    folder, temporary = path.suffix.lower() == ".zarr", temporary_name(path)
+    try:
+        with ExitStack() as stack:
+            with _reported(path, temporary):
+                if path.is_dir() and not folder:
+                    raise DataError(f"{path}: cannot be written (a folder has this name); choose another name")
+                stack.enter_context(claimed(temporary, folder=folder))
+            yield temporary
+    finally:
+        remove(temporary)
+
+
+@contextmanager
+def _reported(path: Path, temporary: Path) -> Iterator[None]:
+    """Tell what goes wrong with `temporary` as an error of `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise refusal(path, temporary, error) from error
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file or folder its name."""
+    if temporary.is_dir() and path.is_dir():
+        _exchange(temporary, path)
+    else:
+        os.replace(temporary, path)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -146,7 +174,7 @@ def _exchange(new: Path, old: Path) -> None:
     except (AttributeError, OSError, TypeError):  # not Linux, or an old one
         failed = True
     if failed:
-        aside = _temporary(old)
+        aside = temporary_name(old)
         os.replace(old, aside)
         os.replace(new, old)
         os.replace(aside, new)
@@ -162,11 +190,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an exception that says something, without SimpleITK's C++ file names."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
+from dsir_metric.errors import DataError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
-from dsir_metric.io.nifti import check_nifti, is_whole
+from dsir_metric.io.nifti import is_whole
+from dsir_metric.io.reorient import Reorient
+from dsir_metric.io.voxels import Layout, read_layout, read_voxels
 from dsir_metric.io.zarr import is_zarr, open_zarr, read_zarr
-from dsir_metric.io.zarr_write import write_zarr
+from dsir_metric.io.zarr_write import put_zarr, write_zarr
 
 __all__ = [
     "IMAGE_ENDINGS",
     "check_image",
     "check_mask",
+    "put_image",
     "read_grid",
     "read_image",
     "read_labels",
@@ -30,16 +32,25 @@ __all__ = [
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".ome.zarr")
 
 _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+_EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float64): 2**53}  # whole numbers up to here are apart
+_LABEL_TYPES = {  # and the least and largest number that each holds
+    sitk.sitkInt32: (-(2**31), 2**31 - 1),
+    sitk.sitkUInt32: (0, 2**32 - 1),
+    sitk.sitkInt64: (-(2**63), 2**63 - 1),
+}
 
 
-def read_image(path: str | Path) -> sitk.Image:
+def read_image(path: str | Path, *, reorient: Reorient | None = None) -> sitk.Image:
     """Read a scalar 3-D image.
 
     Parameters
     ----------
     path : str or Path
-        Any format ITK reads: NIfTI, NRRD, MetaImage, ... A fourth axis of length 1 is dropped. Or OME-Zarr, see
-        `dsir_metric.io.zarr` for how to choose a level or channel.
+        NIfTI-1, Analyze, NRRD, MetaImage, GIPL, MINC, or one DICOM file of a volume. A fourth axis of length 1 is
+        dropped. Or OME-Zarr, see `dsir_metric.io.zarr` for how to choose a level or channel.
+    reorient : {"nearest"}, optional
+        Where the axes of a file are up to 1 degree off right angles, take the nearest rotation about the middle of
+        the box, with a warning that says by how many mm its corners move.
 
     Returns
     -------
@@ -54,8 +65,10 @@ def read_image(path: str | Path) -> sitk.Image:
         If it is not 3-D or has several components.
     GeometryError
         If the spacing is not positive or the direction not orthonormal.
+    MemoryError
+        If it does not fit into memory.
     """
-    return check_image(_read(Path(path)), str(path))
+    return check_image(_read(path, reorient), str(path))
 
 
 def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Image:
@@ -75,8 +88,14 @@ def check_image(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Im
     return image
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | Path, *, reorient: Reorient | None = None) -> Grid:
     """Grid of a 3-D image with one component, from the header alone; voxels are not looked at.
+
+    Parameters
+    ----------
+    path : str or Path
+    reorient : {"nearest"}, optional
+        See `read_image`.
 
     Raises
     ------
@@ -85,48 +104,52 @@ def read_grid(path: str | Path) -> Grid:
     """
     if is_zarr(path):
         return _volume_grid(path)
-    path = _present(Path(path))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _translated(error, path) from error
-    size, axes = reader.GetSize(), reader.GetDimension()
-    if axes not in (3, 4) or any(n != 1 for n in size[3:]) or reader.GetNumberOfComponents() != 1:
-        components = reader.GetNumberOfComponents()
+    layout = read_layout(Path(path), reorient)
+    size, axes = layout.size, len(layout.size)
+    if axes not in (3, 4) or any(n != 1 for n in size[3:]) or layout.components != 1:
         raise ShapeError(
-            f"{path}: has {axes} axes {size} and {components} component(s); a scalar 3-D image is expected"
+            f"{path}: has {axes} axes {size} and {layout.components} component(s); a scalar 3-D image is expected"
         )
-    direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3].ravel().tolist()
-    try:
-        return Grid(size[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction))
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
+    return _grid(layout, path)
 
 
-def read_labels(path: str | Path) -> sitk.Image:
+def read_labels(path: str | Path, *, reorient: Reorient | None = None) -> sitk.Image:
     """Read a 3-D label image; labels stored as floats are taken when they are whole numbers.
+
+    Parameters
+    ----------
+    path : str or Path
+    reorient : {"nearest"}, optional
+        See `read_image`.
 
     Returns
     -------
     sitk.Image
-        int32; 0 is background.
+        int32, or uint32 or int64 where a label needs it; 0 is background.
 
     Raises
     ------
     DataError, ShapeError, GeometryError
-        As `read_image`, but a constant image is allowed; DataError if a label is no whole number.
+        As `read_image`, but a constant image is allowed; DataError also if a label is no whole number, or so large that
+        the file or a resampled image may hold another (2^24 in single precision, else 2^53).
     """
-    image = _scalar_volume(_read(Path(path)), str(path))
+    image = _scalar_volume(_read(path, reorient), str(path))
     values: NDArray[np.generic] = sitk.GetArrayViewFromImage(image)
     if not np.all(np.isfinite(values)) or np.any(values != np.rint(values)):
         raise DataError(f"{path}: labels are whole numbers, others came; was an image given for a label image?")
-    labels: sitk.Image = sitk.Cast(image, sitk.sitkInt32)
+    least, largest = values.min().item(), values.max().item()
+    most = _EXACT.get(values.dtype, 2**53)  # ITK resamples in double precision
+    if max(-least, largest) > most:
+        raise DataError(
+            f"{path}: a label must be at most {most} as {values.dtype}, got {max(-least, largest):.0f}; store labels "
+            "as integers, or renumber them"
+        )
+    kind = next(kind for kind, (low, high) in _LABEL_TYPES.items() if low <= least and largest <= high)
+    labels: sitk.Image = sitk.Cast(image, kind)
     return labels
 
 
-def read_mask(path: str | Path, like: Grid) -> sitk.Image:
+def read_mask(path: str | Path, like: Grid, *, reorient: Reorient | None = None) -> sitk.Image:
     """Read a mask, where anything but 0 counts.
 
     Parameters
@@ -134,6 +157,8 @@ def read_mask(path: str | Path, like: Grid) -> sitk.Image:
     path : str or Path
     like : Grid
         Grid of the image the mask belongs to.
+    reorient : {"nearest"}, optional
+        See `read_image`.
 
     Returns
     -------
@@ -143,11 +168,11 @@ def read_mask(path: str | Path, like: Grid) -> sitk.Image:
     Raises
     ------
     DataError
-        If no voxel is set.
+        If no voxel is set, or one is NaN.
     GeometryError
         If the mask lies on another grid than `like`.
     """
-    return check_mask(_read(Path(path)), like, str(path))
+    return check_mask(_read(path, reorient), like, str(path))
 
 
 def check_mask(image: sitk.Image, like: Grid, name: str) -> sitk.Image:
@@ -158,6 +183,9 @@ def check_mask(image: sitk.Image, like: Grid, name: str) -> sitk.Image:
             f"{name}: the mask lies on another grid (size {image.GetSize()}) than its image (size {like.size}); "
             "resample it, nearest neighbour, onto the image"
         )
+    broken = int(np.isnan(sitk.GetArrayViewFromImage(image)).sum())
+    if broken:
+        raise DataError(f"{name}: {broken} voxels of the mask are NaN; set them to 0 or 1")
     mask: sitk.Image = sitk.NotEqual(image, 0)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise DataError(f"{name}: the mask is empty; set the voxels that count, or leave the mask out")
@@ -176,18 +204,24 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
         write_zarr(image, path)
         return
     with atomic(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
-        size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-        if temporary.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(temporary, size):
-            raise OSError(errno.ENOSPC, "not all of it was written; is the disk full?")
+        put_image(image, temporary)
 
 
-def _present(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; give an image file (convert a DICOM series to one first)")
-    return path
+def put_image(image: sitk.Image, path: Path) -> None:
+    """Write an image into a file, or an empty folder, that appears when it is whole; see `write_together`.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        If it cannot be written.
+    """
+    if is_zarr(path):
+        put_zarr(image, path)
+        return
+    sitk.WriteImage(image, str(path), useCompression=True)
+    size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(path, size):
+        raise RuntimeError("ITK wrote a part of it and did not say why")
 
 
 def _volume_grid(path: str | Path) -> Grid:
@@ -197,28 +231,17 @@ def _volume_grid(path: str | Path) -> Grid:
     return grid
 
 
-def _read(path: Path) -> sitk.Image:
-    if is_zarr(path):
-        return read_zarr(path, scalar=True)
-    _present(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
+def _grid(layout: Layout, path: str | Path) -> Grid:
+    spacing, origin = layout.spacing_mm, layout.origin_mm
+    direction = tuple(layout.direction[:3, :3].ravel().tolist())
     try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise _translated(error, path) from error
+        return Grid(layout.size[:3], spacing[:3], origin[:3], direction)  # type: ignore[arg-type]
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
 
 
-def _translated(error: RuntimeError, path: Path) -> DsirError:
-    """What SimpleITK says in many lines, as one of ours in one."""
-    text = str(error)
-    if "Zero-valued spacing" in text:
-        return GeometryError(f"{path}: the spacing has a zero; mend the header")
-    if "orthonormal" in text:
-        return GeometryError(f"{path}: the direction matrix is not orthonormal; mend the header")
-    if "Unable to determine ImageIO reader" in text:
-        return DataError(f"{path}: is no image that ITK reads (NIfTI, NRRD, MetaImage, ...)")
-    return DataError(f"{path}: is truncated or damaged; copy the file again")
+def _read(path: str | Path, reorient: Reorient | None = None) -> sitk.Image:
+    return read_zarr(path, scalar=True) if is_zarr(path) else read_voxels(Path(path), reorient)
 
 
 def _scalar_volume(image: sitk.Image, name: str, *, plane: bool = False) -> sitk.Image:

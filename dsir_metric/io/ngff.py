@@ -90,7 +90,8 @@ class Metadata:
         scale, translation = self.levels[level]
         space = [self.axes.index(name) for name in _SPACE if name in self.axes]
         size, spacing = [shape[a] for a in space], scale[space].tolist()
-        origin, direction = (self.direction @ translation[space]).tolist(), np.eye(3)
+        with np.errstate(invalid="ignore", over="ignore"):  # `Grid` refuses what is not finite
+            origin, direction = (self.direction @ translation[space]).tolist(), np.eye(3)
         direction[: len(space), : len(space)] = self.direction
         if len(space) == 2:
             size, spacing, origin = [*size, 1], [*spacing, min(spacing)], [*origin, 0.0]

@@ -7,7 +7,6 @@ and after `#` a channel or time point where there are several: `scan.ome.zarr#ch
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from dsir_metric.errors import DataError, DsirError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
-from dsir_metric.io.blosc import check_blosc
+from dsir_metric.io.chunks import check_stored, missing_chunks, read_metadata
+from dsir_metric.io.compressed import check_compressed
 from dsir_metric.io.ngff import Metadata, parse
 from dsir_metric.packages import Package
 
@@ -39,15 +39,20 @@ _PLURAL = {"c": "channels", "t": "time points"}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")
 _CHOICE = re.compile(r"(channel|time)=(\d+)")
 _DEEPEST = 3  # folders from an array up to the group that describes it
+_MOST_SPARSE = 1000  # chunks that are missing for one that is there; a scan has more than that of its background
 
 
 def is_zarr(path: str | Path) -> bool:
     """Whether a path names a Zarr store, or something in one, by its ending or by what is there."""
     path = Path(path)
-    if path.is_file():
+    try:
+        if path.is_file():
+            return False
+        folder, _ = _split(path)
+        marked = any((folder / m).exists() for m in MARKS)
+    except OSError:  # such as a name that is too long
         return False
-    folder, _ = _split(path)
-    return any(part.lower().endswith(".zarr") for part in folder.parts) or any((folder / m).exists() for m in MARKS)
+    return marked or any(part.lower().endswith(".zarr") for part in folder.parts)
 
 
 def store_of(path: str | Path) -> Path:
@@ -96,7 +101,7 @@ class ZarrImage:
         slices: dict[str, slice] = dict(zip("zyx", where, strict=True))
         index = tuple(self.fixed.get(a, slices.get(a, slice(None))) for a in self.axes)
         with _damages(self.name):
-            check_blosc(self.array, index, self.name)
+            check_compressed(self.array, index, self.name)
             block = np.asarray(self.array[index])
         left = [a for a in self.axes if a not in self.fixed]
         for axis in "zc":
@@ -188,25 +193,26 @@ def _find(folder: Path, name: str) -> _Level:
     import zarr
 
     for root in (folder, *folder.parents[:_DEEPEST]):
-        said = _attributes(root)
+        said = _attributes(root, name)
         if _is_image(said):
             metadata = parse(said, name)
             level = next(iter(metadata.levels)) if root == folder else folder.relative_to(root).as_posix()
             if level not in metadata.levels:
                 raise DataError(f"{name}: there is no such level; {root} has {', '.join(metadata.levels)}")
+            check_stored(root / level, name)
             return _Level(zarr.open_array(root / level, mode="r"), metadata, level)
     if not folder.is_dir():
         raise DataError(f"{name}: there is no such image in {store_of(folder)}")
-    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and _is_image(_attributes(p)))
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and _is_image(_attributes(p, name)))
     hint = f"it has the images {', '.join(inner)}: give one, as {folder / inner[0]}" if inner else "give one that is"
     raise DataError(f"{name}: is no OME-Zarr image, which has `multiscales` among its attributes; {hint}")
 
 
-def _attributes(folder: Path) -> dict[str, Any]:
+def _attributes(folder: Path, name: str) -> dict[str, Any]:
     """Attributes of a group or array of Zarr format 3 or 2, empty where there are none."""
     for mark, key in (("zarr.json", "attributes"), (".zattrs", None)):
         if (folder / mark).is_file():
-            content = json.loads((folder / mark).read_text(encoding="utf-8"))
+            content = read_metadata(folder / mark, name)
             return dict(content.get(key, {}) if key else content)
     return {}
 
@@ -257,9 +263,8 @@ def _hint(folder: Path, kind: str, choice: str) -> str:
 
 def _check_chunks(level: _Level, name: str) -> None:
     """Zarr takes a chunk that is missing for background: right if it was never written, wrong if it was lost."""
-    count = level.array.nchunks
-    missing = count - level.array.nchunks_initialized
-    if missing and (level.metadata.ours or missing == count):
+    missing, count = missing_chunks(level.array)
+    if missing and (level.metadata.ours or missing > _MOST_SPARSE * (count - missing)):
         raise DataError(f"{name}: {missing} of {count} chunks are missing; copy the store again")
     if missing:
         warnings.warn(

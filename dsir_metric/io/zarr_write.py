@@ -18,7 +18,7 @@ from dsir_metric.io.atomic import atomic
 from dsir_metric.io.ngff import ATTRIBUTE, Version, attributes
 from dsir_metric.io.zarr import MARKS, NUMBERS, ZARR, Slices
 
-__all__ = ["ComponentsWriter", "open_components_zarr", "write_zarr"]
+__all__ = ["ComponentsWriter", "open_components_zarr", "put_zarr", "write_zarr"]
 
 _EDGE = 64  # voxels of a chunk along each axis: a megabyte of float32
 
@@ -59,11 +59,28 @@ def write_zarr(
     GeometryError
         If its direction is not orthonormal.
     """
+    if sitk.GetArrayViewFromImage(image).dtype.kind not in NUMBERS:
+        raise ShapeError(f"{path}: voxels of type {image.GetPixelIDTypeAsString()} came; real numbers are expected")
+    ZARR.check()
+    _check_place(Path(path))
+    with atomic(path) as temporary:
+        put_zarr(image, temporary, version, provenance)
+
+
+def put_zarr(
+    image: sitk.Image, folder: Path, version: Version = "0.5", provenance: Mapping[str, object] | None = None
+) -> None:
+    """Write an image of real numbers into an empty folder; see `write_zarr`, and `write_together`.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     grid, components = Grid.of(image), image.GetNumberOfComponentsPerPixel()
     values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind not in NUMBERS:
-        raise ShapeError(f"{path}: voxels of type {image.GetPixelIDTypeAsString()} came; real numbers are expected")
-    with _created(Path(path), grid, components if components > 1 else None, values.dtype, version, provenance) as array:
+    channels = components if components > 1 else None
+    with _array(folder, grid, channels, values.dtype, version, provenance) as array:
         array[...] = np.moveaxis(values, -1, 0) if components > 1 else values
 
 
@@ -81,6 +98,7 @@ class ComponentsWriter:
         plane = self._grid.dimension == 2
         channels_first = np.moveaxis(block[0] if plane else block, -1, 0)
         self._array[(slice(None), *where[plane:])] = channels_first
+        self._array.store.check()
 
 
 @contextmanager
@@ -129,24 +147,32 @@ def open_components_zarr(
     ...     for z in range(0, grid.shape[0], 64):
     ...         out[z : z + 64, :, :] = slab(z)
     """
-    with _created(Path(path), grid, channels, np.dtype(dtype), version, provenance) as array:
+    ZARR.check()
+    _check_place(Path(path))
+    with (
+        atomic(path) as temporary,
+        _array(temporary, grid, channels, np.dtype(dtype), version, provenance) as array,
+    ):
         yield ComponentsWriter(array, grid, channels)
+        missing = array.nchunks - array.nchunks_initialized
+        if missing:
+            raise DataError(f"{path}: {missing} of {array.nchunks} chunks were not given; write every voxel")
 
 
 @contextmanager
-def _created(
-    path: Path,
+def _array(
+    folder: Path,
     grid: Grid,
     channels: int | None,
     dtype: np.dtype[Any],
     version: Version,
     provenance: Mapping[str, object] | None,
 ) -> Iterator[Any]:
-    """The array of a new store, which takes its name when the block ends well."""
-    ZARR.check()
+    """The array of a new store in an empty folder; when the block ends, nobody writes there any more."""
     import zarr
 
-    _check_place(path)
+    from dsir_metric.io.zarr_store import ClosingStore
+
     if not np.allclose(grid.direction, np.eye(3).ravel(), atol=1e-6):
         warnings.warn(
             f"OME-Zarr has no direction cosines; they are kept in the attribute {ATTRIBUTE}, which other programs do "
@@ -155,9 +181,10 @@ def _created(
             stacklevel=2,
         )
     shape = (*([channels] if channels else []), *grid.shape[3 - grid.dimension :])
-    with atomic(path) as temporary:
+    store = ClosingStore(folder)
+    try:
         group = zarr.create_group(
-            temporary,
+            store,
             zarr_format=3 if version == "0.5" else 2,
             attributes=attributes(grid, channels is not None, version, provenance),
         )
@@ -169,10 +196,11 @@ def _created(
             config={"write_empty_chunks": True},
             **_encoding(version, shape),
         )
+        store.check()
         yield array
-        missing = array.nchunks - array.nchunks_initialized
-        if missing:
-            raise DataError(f"{path}: {missing} of {array.nchunks} chunks were not given; write every voxel")
+        store.check()
+    finally:
+        store.shut()
 
 
 def _encoding(version: Version, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class CosineMetric:
 
     Notes
     -----
-    Results are the same to the bit for any number of threads (`numba.set_num_threads`).
+    Results are the same to the bit for any number of threads (`dsir_metric.threads.at_most`).
     """
 
     def __init__(

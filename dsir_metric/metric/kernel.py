@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.metric.compiled import inlined, parallel
+from dsir_metric.metric.compiled import Part, inlined, parallel
 
 __all__ = ["cell", "continuous_index", "cosine_and_gradient", "interpolate", "is_inside", "keep_inside_mask"]
 
 Array = NDArray[Any]
 _TINY = 1e-20  # product of squared lengths below which a descriptor counts as absent
+_BLOCK = 512  # points, about 70 microseconds: fewer are not worth a thread
 
 
 @inlined
@@ -75,8 +75,9 @@ def _products(
     return ff, fm, mm, fx, fy, fz, mx, my, mz
 
 
-@parallel
+@parallel("points", _BLOCK)
 def cosine_and_gradient(
+    part: Part,
     fixed: Array,
     rows: Array,
     moving: Array,
@@ -113,7 +114,7 @@ def cosine_and_gradient(
         Out: derivative of the cosine with respect to the point, per mm, 0 where not valid.
     """
     channels = moving.shape[3]
-    for i in numba.prange(points.shape[0]):
+    for i in range(part[0], part[1]):
         cosine[i] = gradient[i, 0] = gradient[i, 1] = gradient[i, 2] = 0.0
         x, y, z = continuous_index(points[i], matrix, offset)
         valid[i] = valid[i] and is_inside(x, y, z, moving.shape)
@@ -140,13 +141,15 @@ def cosine_and_gradient(
             gradient[i, axis] = gx * matrix[0, axis] + gy * matrix[1, axis] + gz * matrix[2, axis]
 
 
-@parallel
-def interpolate(image: Array, points: Array, matrix: Array, offset: Array, values: Array, valid: Array) -> None:
+@parallel("points", _BLOCK)
+def interpolate(
+    part: Part, image: Array, points: Array, matrix: Array, offset: Array, values: Array, valid: Array
+) -> None:
     """Trilinear descriptors of `image` (z, y, x, channels) at `points` (n, 3) mm, into `values` (n, channels).
 
     `valid` (n,) goes false where a point lies outside the image; `values` is 0 there.
     """
-    for i in numba.prange(points.shape[0]):
+    for i in range(part[0], part[1]):
         values[i] = 0.0
         x, y, z = continuous_index(points[i], matrix, offset)
         valid[i] = valid[i] and is_inside(x, y, z, image.shape)
@@ -163,10 +166,10 @@ def interpolate(image: Array, points: Array, matrix: Array, offset: Array, value
                     values[i, c] += wzi * wyi * row
 
 
-@parallel
-def keep_inside_mask(mask: Array, points: Array, matrix: Array, offset: Array, valid: Array) -> None:
+@parallel("points", _BLOCK)
+def keep_inside_mask(part: Part, mask: Array, points: Array, matrix: Array, offset: Array, valid: Array) -> None:
     """Let `valid` (n,) go false where the voxel of `mask` (z, y, x) nearest to a point is 0 or there is none."""
-    for i in numba.prange(points.shape[0]):
+    for i in range(part[0], part[1]):
         x, y, z = continuous_index(points[i], matrix, offset)
         inside = is_inside(x, y, z, mask.shape)
         if inside:

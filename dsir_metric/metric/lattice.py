@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.metric.compiled import inlined, parallel
+from dsir_metric.metric.compiled import Part, inlined, parallel
 
 __all__ = ["displace", "pull_gradients", "scatter"]
 
 Array = NDArray[Any]
-_BLOCK = 1024  # points that share one scratch array
+_BLOCK = 1024  # points, about 100 microseconds: fewer are not worth a thread
 
 
 @inlined
@@ -68,37 +67,45 @@ def _clamp(index: int, size: int) -> int:
     return min(max(index, 0), size - 1)
 
 
-@parallel
+@parallel("points", _BLOCK)
 def displace(
-    coefficients: Array, points: Array, matrix: Array, offset: Array, order: int, low: Array, high: Array, out: Array
+    part: Part,
+    coefficients: Array,
+    points: Array,
+    matrix: Array,
+    offset: Array,
+    order: int,
+    low: Array,
+    high: Array,
+    out: Array,
 ) -> None:
     """Move `points` (n, 3) mm by the lattice of `coefficients` (z, y, x, 3) mm, into `out` (n, 3).
 
     Continuous lattice index (x, y, z) of a point p is matrix @ p + offset; `low` and `high` (3,) bound what moves.
     """
     nz, ny, nx, _ = coefficients.shape
-    for block in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
-        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
-        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
-            ux = uy = uz = 0.0
-            if _support(points, i, matrix, offset, order, low, high, base, w, dw):
-                for k in range(order + 1):
-                    z = _clamp(base[2] + k, nz)
-                    for j in range(order + 1):
-                        y = _clamp(base[1] + j, ny)
-                        wyz = w[2, k] * w[1, j]
-                        for h in range(order + 1):
-                            x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
-                            ux += weight * coefficients[z, y, x, 0]
-                            uy += weight * coefficients[z, y, x, 1]
-                            uz += weight * coefficients[z, y, x, 2]
-            out[i, 0] = points[i, 0] + ux
-            out[i, 1] = points[i, 1] + uy
-            out[i, 2] = points[i, 2] + uz
+    base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+    for i in range(part[0], part[1]):
+        ux = uy = uz = 0.0
+        if _support(points, i, matrix, offset, order, low, high, base, w, dw):
+            for k in range(order + 1):
+                z = _clamp(base[2] + k, nz)
+                for j in range(order + 1):
+                    y = _clamp(base[1] + j, ny)
+                    wyz = w[2, k] * w[1, j]
+                    for h in range(order + 1):
+                        x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
+                        ux += weight * coefficients[z, y, x, 0]
+                        uy += weight * coefficients[z, y, x, 1]
+                        uz += weight * coefficients[z, y, x, 2]
+        out[i, 0] = points[i, 0] + ux
+        out[i, 1] = points[i, 1] + uy
+        out[i, 2] = points[i, 2] + uz
 
 
-@parallel
+@parallel("points", _BLOCK)
 def pull_gradients(
+    part: Part,
     coefficients: Array,
     points: Array,
     gradients: Array,
@@ -111,33 +118,33 @@ def pull_gradients(
 ) -> None:
     """Transposed spatial Jacobian of `displace` at `points` times `gradients` (n, 3), into `out` (n, 3)."""
     nz, ny, nx, _ = coefficients.shape
-    for block in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
-        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
-        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
-            gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
-            sx = sy = sz = 0.0
-            if _support(points, i, matrix, offset, order, low, high, base, w, dw):
-                for k in range(order + 1):
-                    z = _clamp(base[2] + k, nz)
-                    for j in range(order + 1):
-                        y = _clamp(base[1] + j, ny)
-                        row = slope = 0.0
-                        for h in range(order + 1):
-                            x = _clamp(base[0] + h, nx)
-                            along = coefficients[z, y, x, 0] * gx
-                            along += coefficients[z, y, x, 1] * gy
-                            along += coefficients[z, y, x, 2] * gz
-                            row += w[0, h] * along
-                            slope += dw[0, h] * along
-                        sx += w[1, j] * w[2, k] * slope
-                        sy += dw[1, j] * w[2, k] * row
-                        sz += w[1, j] * dw[2, k] * row
-            for axis in range(3):
-                out[i, axis] = gradients[i, axis] + sx * matrix[0, axis] + sy * matrix[1, axis] + sz * matrix[2, axis]
+    base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+    for i in range(part[0], part[1]):
+        gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
+        sx = sy = sz = 0.0
+        if _support(points, i, matrix, offset, order, low, high, base, w, dw):
+            for k in range(order + 1):
+                z = _clamp(base[2] + k, nz)
+                for j in range(order + 1):
+                    y = _clamp(base[1] + j, ny)
+                    row = slope = 0.0
+                    for h in range(order + 1):
+                        x = _clamp(base[0] + h, nx)
+                        along = coefficients[z, y, x, 0] * gx
+                        along += coefficients[z, y, x, 1] * gy
+                        along += coefficients[z, y, x, 2] * gz
+                        row += w[0, h] * along
+                        slope += dw[0, h] * along
+                    sx += w[1, j] * w[2, k] * slope
+                    sy += dw[1, j] * w[2, k] * row
+                    sz += w[1, j] * dw[2, k] * row
+        for axis in range(3):
+            out[i, axis] = gradients[i, axis] + sx * matrix[0, axis] + sy * matrix[1, axis] + sz * matrix[2, axis]
 
 
-@parallel
+@parallel("out")
 def scatter(
+    part: Part,
     points: Array,
     gradients: Array,
     matrix: Array,
@@ -145,33 +152,31 @@ def scatter(
     order: int,
     low: Array,
     high: Array,
-    slabs: int,
     out: Array,
 ) -> None:
     """Add the derivative of sum <gradient, displaced point> with respect to every coefficient to `out` (z, y, x, 3).
 
-    Each of the `slabs` runs through all points and adds only to its own z layers of `out`. A coefficient thus
-    receives its terms in the order of the points: the sum is the same to the bit for any number of slabs.
+    Each part is some z layers of `out`: it runs through all points and adds only to its own. A coefficient thus
+    receives its terms in the order of the points: the sum is the same to the bit for any number of parts.
     """
     nz, ny, nx, _ = out.shape
-    for slab in numba.prange(slabs):
-        first, last = slab * nz // slabs, (slab + 1) * nz // slabs
-        base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
-        for i in range(len(points)):
-            gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
-            if gx == 0.0 and gy == 0.0 and gz == 0.0:
+    first, last = np.int64(part[0]), np.int64(part[1])
+    base, w, dw = np.empty(3, np.int64), np.empty((3, 4)), np.empty((3, 4))
+    for i in range(len(points)):
+        gx, gy, gz = gradients[i, 0], gradients[i, 1], gradients[i, 2]
+        if gx == 0.0 and gy == 0.0 and gz == 0.0:
+            continue
+        if not _support(points, i, matrix, offset, order, low, high, base, w, dw):
+            continue
+        for k in range(order + 1):
+            z = _clamp(base[2] + k, nz)
+            if z < first or z >= last:
                 continue
-            if not _support(points, i, matrix, offset, order, low, high, base, w, dw):
-                continue
-            for k in range(order + 1):
-                z = _clamp(base[2] + k, nz)
-                if z < first or z >= last:
-                    continue
-                for j in range(order + 1):
-                    y = _clamp(base[1] + j, ny)
-                    wyz = w[2, k] * w[1, j]
-                    for h in range(order + 1):
-                        x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
-                        out[z, y, x, 0] += weight * gx
-                        out[z, y, x, 1] += weight * gy
-                        out[z, y, x, 2] += weight * gz
+            for j in range(order + 1):
+                y = _clamp(base[1] + j, ny)
+                wyz = w[2, k] * w[1, j]
+                for h in range(order + 1):
+                    x, weight = _clamp(base[0] + h, nx), wyz * w[0, h]
+                    out[z, y, x, 0] += weight * gx
+                    out[z, y, x, 1] += weight * gy
+                    out[z, y, x, 2] += weight * gz

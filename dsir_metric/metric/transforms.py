@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import ConfigError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import lattice
-from dsir_metric.metric.compiled import parallel
+from dsir_metric.metric.compiled import Part, parallel
 
 __all__ = ["ChainMap", "LatticeMap", "LinearMap", "PointMap", "concrete", "point_map"]
 
@@ -182,10 +181,9 @@ class LatticeMap:
     def pull_to_parameters(self, points: Points, gradients: Points, into: NDArray[np.float64]) -> None:
         """Add the transpose of the interpolation, applied to `gradients`, to `into`."""
         shape = self._coefficients.shape
-        slabs = min(numba.get_num_threads(), shape[0])
         at_once = not self._component_first and into.size == self._coefficients.size
         target = into.reshape(shape) if at_once else np.zeros(shape)
-        lattice.scatter(points, gradients, *self._place, slabs, target)
+        lattice.scatter(points, gradients, *self._place, target)
         if not at_once:
             free = target[..., : self._dimension]
             into += (np.moveaxis(free, -1, 0) if self._component_first else free).ravel()
@@ -294,18 +292,18 @@ def _room_of_versor(transform: sitk.Transform) -> float:
     return max(float(transform.GetVersor()[3]) ** 2, 1e-6)
 
 
-@parallel
-def _apply(points: NDArray[Any], matrix: NDArray[Any], offset: NDArray[Any], out: NDArray[Any]) -> None:
-    for i in numba.prange(len(points)):
-        x, y, z = points[i]
+@parallel("points", 16 * _BLOCK)
+def _apply(part: Part, points: NDArray[Any], matrix: NDArray[Any], offset: NDArray[Any], out: NDArray[Any]) -> None:
+    for i in range(part[0], part[1]):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
         for axis in range(3):
             out[i, axis] = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 2] * z + offset[axis]
 
 
-@parallel
-def _moments(points: NDArray[Any], gradients: NDArray[Any], sums: NDArray[Any]) -> None:
+@parallel("sums", 8)
+def _moments(part: Part, points: NDArray[Any], gradients: NDArray[Any], sums: NDArray[Any]) -> None:
     """Sum of g p^T and of g over blocks of points, into `sums` (blocks, 3, 4)."""
-    for block in numba.prange(len(sums)):
+    for block in range(part[0], part[1]):
         total = np.zeros((3, 4))
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(points))):
             for row in range(3):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from dsir_metric.bounds import MOST_NUMBER, Bytes, Length, Range, Threads, quoted
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.register.backends import BACKENDS
 
@@ -24,15 +26,23 @@ __all__ = [
 Stage = Literal["centre", "search", "rigid", "affine", "deformable", "refine"]
 STAGES: tuple[Stage, ...] = ("centre", "search", "rigid", "affine", "deformable", "refine")
 
+Count = Annotated[int, Range(1, 10_000)]  # of iterations: hours of work
+Weight = Annotated[float, Range(0, 1e6)]
+_LEVELS = Length(1, 10)  # each halves the size, more or less
+# Of a search. An image's descriptor is compared at a point in 140 ns: the second is five minutes on one core.
+_MOST_POSES = 1_000_000
+_MOST_COMPARED = 2_000_000_000
+_MOST_AT_ONCE = 10_000_000  # points of all shifts for one turn: 240 MB of coordinates
+
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings):
     """Coarse search over rotation and translation.
 
     Parameters
     ----------
     rotation_deg, rotation_step_deg : float
-        Half width and step of the lattice of Euler angles, each axis.
+        Half width and step of the lattice of Euler angles, each axis, degrees; a half width of 0 turns nothing.
     translation_mm : float
         Half width of the lattice of translations, each axis; less where it would exceed a quarter of the fixed image.
     translation_steps : int
@@ -49,22 +59,35 @@ class SearchConfig:
         orientation looks better.
     """
 
-    rotation_deg: float = 24.0
-    rotation_step_deg: float = 12.0
-    translation_mm: float = 24.0
-    translation_steps: int = 2
-    points: int = 600
-    candidates: int = 6
-    significance: float = 3.0
+    rotation_deg: Annotated[float, Range(0, 180)] = 24.0
+    rotation_step_deg: Annotated[float, Range(0.01, 180)] = 12.0
+    translation_mm: Annotated[float, Range(0, 10_000, above=True)] = 24.0
+    translation_steps: Annotated[int, Range(1, 50)] = 2
+    points: Annotated[int, Range(1, 1_000_000)] = 600
+    candidates: Annotated[int, Range(1, 100)] = 6
+    significance: Annotated[float, Range(0, 1e6)] = 3.0
     orientations: bool = True
 
-    def __post_init__(self) -> None:
-        if self.rotation_step_deg <= 0 or min(self.translation_steps, self.points, self.candidates) < 1:
-            raise ConfigError("search steps, points and candidates are positive")
+    def check_together(self) -> None:
+        """See that the lattice has more than its middle and not more poses than can be judged."""
+        if 0 < self.rotation_deg < self.rotation_step_deg:  # else no rotation would be tried, without a word
+            raise ConfigError(
+                f"rotation_deg must be 0 or at least rotation_step_deg ({self.rotation_step_deg:g}), got "
+                f"{self.rotation_deg:g}"
+            )
+        turns = (2 * int(self.rotation_deg / self.rotation_step_deg) + 1) ** 3
+        shifts = (2 * self.translation_steps + 1) ** 3
+        poses = turns * shifts
+        if poses > _MOST_POSES or poses * self.points > _MOST_COMPARED or shifts * self.points > _MOST_AT_ONCE:
+            raise ConfigError(
+                f"the search must have up to {_MOST_POSES} poses, {_MOST_AT_ONCE} points of all shifts and "
+                f"{_MOST_COMPARED} comparisons, got {turns} turns x {shifts} shifts x {self.points} points: take "
+                "larger steps or fewer points"
+            )
 
 
 @dataclass(frozen=True)
-class DeformableConfig:
+class DeformableConfig(Settings):
     """Free-form deformation, coarse to fine, of the backends sitk and torch.
 
     Parameters
@@ -82,20 +105,21 @@ class DeformableConfig:
     mixed : bool
         Whether the channels are mixed as the model says, for what is nearly aligned; see `Representation.mixed`.
     smallest_jacobian : float
-        A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it.
+        A voxel with a smaller Jacobian determinant counts as folding: the displacement is smoothed around it. At most
+        0.9: no displacement that moves anything keeps 1 everywhere.
     adaptive : bool
         Whether the last level has a third of `diffusion`, and a weight of bending that follows from the deformation so
         far: up to twice `bending_mm2` where it is smooth, as between scans of one patient, and down to a sixteenth
         where it is rough, as between people.
     """
 
-    lattice_mm: tuple[float, ...] = (48.0, 24.0, 12.0, 6.0)
-    iterations: tuple[int, ...] = (40, 40, 40, 40)
-    diffusion: float = 0.3
-    bending_mm2: float = 75.0
-    information: float = 0.5
+    lattice_mm: Annotated[tuple[Annotated[float, Range(1e-3, 10_000)], ...], _LEVELS] = (48.0, 24.0, 12.0, 6.0)
+    iterations: Annotated[tuple[Count, ...], _LEVELS] = (40, 40, 40, 40)
+    diffusion: Weight = 0.3
+    bending_mm2: Annotated[float, Range(0, 1e9)] = 75.0
+    information: Weight = 0.5
     mixed: bool = True
-    smallest_jacobian: float = 0.05
+    smallest_jacobian: Annotated[float, Range(0, 0.9)] = 0.05
     adaptive: bool = True
 
     @property
@@ -103,23 +127,17 @@ class DeformableConfig:
         """Those of diffusion and of bending energy (mm^2)."""
         return self.diffusion, self.bending_mm2
 
-    def __post_init__(self) -> None:
-        if len(self.lattice_mm) != len(self.iterations) or not self.lattice_mm:
+    def check_together(self) -> None:
+        """See that each level has its lattice and its iterations."""
+        if len(self.lattice_mm) != len(self.iterations):
             raise ConfigError(
-                f"lattice_mm has {len(self.lattice_mm)} levels and iterations {len(self.iterations)}; give one of each"
-            )
-        if (
-            min(self.lattice_mm) <= 0
-            or min(self.iterations) < 1
-            or min(self.diffusion, self.bending_mm2, self.information) < 0
-        ):
-            raise ConfigError(
-                "lattice_mm and iterations are positive; diffusion, bending_mm2 and information are not negative"
+                f"lattice_mm and iterations must have one entry a level each, got {len(self.lattice_mm)} and "
+                f"{len(self.iterations)}"
             )
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(Settings):
     """The last lattice of `DeformableConfig` once more, on the scans represented in smaller voxels.
 
     Parameters
@@ -130,20 +148,12 @@ class RefineConfig:
         Largest number of optimiser iterations.
     """
 
-    voxels: float = 0.7
-    iterations: int = 40
-
-    def __post_init__(self) -> None:
-        if not 0 < self.voxels < 1:
-            raise ConfigError(
-                f"refine: voxels is {self.voxels}; give a share above 0 and below 1, or leave refine out of the stages"
-            )
-        if self.iterations < 1:
-            raise ConfigError(f"refine: iterations is {self.iterations}; at least 1 is needed")
+    voxels: Annotated[float, Range(0.05, 1, below=True)] = 0.7
+    iterations: Count = 40
 
 
 @dataclass(frozen=True)
-class DenseConfig:
+class DenseConfig(Settings):
     """A displacement, or velocity, for every voxel, found by Adam; the defaults are table 4 of the paper.
 
     Parameters
@@ -159,26 +169,25 @@ class DenseConfig:
         Of each level: weight of the mean squared Frobenius norm of grad u (no unit) against the metric.
     """
 
-    scales: tuple[float, ...] = (0.5, 0.75, 1.0)
-    iterations: tuple[int, ...] = (100, 80, 50)
-    learning_rate: tuple[float, ...] = (1e-2, 5e-3, 3e-3)
-    diffusion: tuple[float, ...] = (0.6, 0.5, 0.4)
+    scales: Annotated[tuple[Annotated[float, Range(0.01, 1)], ...], _LEVELS] = (0.5, 0.75, 1.0)
+    iterations: Annotated[tuple[Count, ...], _LEVELS] = (100, 80, 50)
+    learning_rate: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], _LEVELS] = (1e-2, 5e-3, 3e-3)
+    diffusion: Annotated[tuple[Weight, ...], _LEVELS] = (0.6, 0.5, 0.4)
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that each level has one value of each, and that the levels rise."""
         lists = (self.scales, self.iterations, self.learning_rate, self.diffusion)
-        if len({len(values) for values in lists}) != 1 or not self.scales:
+        if len({len(values) for values in lists}) != 1:
             raise ConfigError(
-                f"dense: scales, iterations, learning_rate and diffusion have {', '.join(str(len(v)) for v in lists)} "
-                "values; give one of each for every level"
+                "scales, iterations, learning_rate and diffusion of dense must have one entry a level each, got "
+                f"{', '.join(str(len(v)) for v in lists)} values"
             )
-        if not all(0 < s <= 1 for s in self.scales) or list(self.scales) != sorted(self.scales):
-            raise ConfigError(f"dense: scales are {list(self.scales)}; rising shares of the finest level are expected")
-        if min(self.iterations) < 1 or min(self.learning_rate) <= 0 or min(self.diffusion) < 0:
-            raise ConfigError("dense: iterations and learning_rate are positive, diffusion not negative")
+        if list(self.scales) != sorted(self.scales):
+            raise ConfigError(f"scales of dense must be rising shares of the finest level, got {list(self.scales)}")
 
 
 @dataclass(frozen=True)
-class InstanceConfig:
+class InstanceConfig(Settings):
     """Instance optimisation in torch: the backend torch.
 
     Parameters
@@ -199,21 +208,20 @@ class InstanceConfig:
     """
 
     metric: Literal["dns", "mind", "nmi"] = "dns"
-    weight: float | None = None
+    weight: Annotated[float, Range(0, 1e6, above=True)] | None = None
     parametrisation: Literal["bspline", "dense"] = "bspline"
     velocity: bool = False
     init: Literal["zero", "convex"] = "zero"
     dense: DenseConfig = field(default_factory=DenseConfig)
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the metric has what the search needs."""
         if self.metric == "nmi" and self.init == "convex":
             raise ConfigError("instance: init convex compares descriptors, which nmi has not; use metric dns or mind")
-        if self.weight is not None and self.weight <= 0:
-            raise ConfigError(f"instance: weight is {self.weight}; a positive number is needed")
 
 
 @dataclass(frozen=True)
-class LapirnConfig:
+class LapirnConfig(Settings):
     """A registration network: the backend lapirn.
 
     Parameters
@@ -225,15 +233,11 @@ class LapirnConfig:
     """
 
     model: str = "lapirn"
-    refine_iterations: int = 0
-
-    def __post_init__(self) -> None:
-        if self.refine_iterations < 0:
-            raise ConfigError(f"lapirn: refine_iterations is {self.refine_iterations}; 0 or more is needed")
+    refine_iterations: Annotated[int, Range(0, 10_000)] = 0
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Settings):
     """An engine that takes the place of our deformable stage.
 
     Parameters
@@ -241,19 +245,15 @@ class EngineConfig:
     channels : int, optional
         How many channels it is given; chosen for the engine by default. Fewer need less time and memory.
     timeout_s : float
-        When it is given up.
+        When it is given up, seconds; 30 days at most.
     """
 
-    channels: int | None = None
-    timeout_s: float = 3600.0
-
-    def __post_init__(self) -> None:
-        if (self.channels is not None and self.channels < 1) or not self.timeout_s > 0:
-            raise ConfigError(f"engine: channels is {self.channels}, timeout_s {self.timeout_s}; both are positive")
+    channels: Annotated[int, Range(1, 1024)] | None = None
+    timeout_s: Annotated[float, Range(0, 30 * 86_400, above=True)] = 3600.0
 
 
 @dataclass(frozen=True)
-class RegisterConfig:
+class RegisterConfig(Settings):
     """Settings of a registration.
 
     Parameters
@@ -278,6 +278,10 @@ class RegisterConfig:
     turn_deg : float
         When the moving scan turns out to lie askew by more than this, it is represented again along turned axes, for
         descriptors are not indifferent to rotation; kept where the mean cosine rises. 180 never does it.
+    scale : float, optional
+        Size of the body against an adult patient: default lengths (`translation_mm`, `lattice_mm`, `bending_mm2`,
+        margins and reach) are multiplied by it; other values of these settings are taken in mm as they are. By default
+        it follows from the boxes and voxels of the scans, see `dsir_metric.geometry.body_scale`.
     seed : int
         Of every random choice; the same input and seed give the same output.
     search : SearchConfig
@@ -294,15 +298,16 @@ class RegisterConfig:
 
     backend: str = "sitk"
     model: str = "default"
-    device: str = "auto"
-    threads: int | None = None
-    memory_bytes: int | None = None
-    spacing_mm: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Threads | None = None
+    memory_bytes: Bytes | None = None
+    spacing_mm: Annotated[float, Range(1e-4, 1000)] | None = None
     fixed_intensity: str = "auto"
     moving_intensity: str = "auto"
-    stages: tuple[Stage, ...] = STAGES
-    turn_deg: float = 5.0
-    seed: int = 0
+    stages: Annotated[tuple[Stage, ...], Length(1, len(STAGES))] = STAGES
+    turn_deg: Annotated[float, Range(0, 180, above=True)] = 5.0
+    scale: Annotated[float, Range(1e-6, 1e6)] | None = None
+    seed: Annotated[int, Range(0, MOST_NUMBER)] = 0
     search: SearchConfig = field(default_factory=SearchConfig)
     deformable: DeformableConfig = field(default_factory=DeformableConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -334,13 +339,13 @@ class RegisterConfig:
         asked = self.deformable.information > 0 or self.instance.metric != "dns"
         return ("deformable" in self.stages and ours and asked) or (self.refines and self.deformable.information > 0)
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the backend exists and has what is set, and that the stages are in order."""
         if self.backend not in BACKENDS:
-            raise ConfigError(f"backend {self.backend!r} is unknown; there are {', '.join(BACKENDS)}")
-        if self.memory_bytes is not None and (self.memory_bytes < 1 or self.backend != "sitk"):
+            raise ConfigError(f"backend {quoted(self.backend)} is unknown; there are {', '.join(BACKENDS)}")
+        if self.memory_bytes is not None and self.backend != "sitk":
             raise ConfigError(
-                f"memory_bytes is {self.memory_bytes}, the backend {self.backend!r}; give a positive number; only "
-                "sitk keeps to it"
+                f"memory_bytes is {self.memory_bytes}, the backend {self.backend!r}; only sitk keeps to a limit"
             )
         if self.backend != "torch" and self.instance != InstanceConfig():
             raise ConfigError(
@@ -351,16 +356,7 @@ class RegisterConfig:
             raise ConfigError(
                 f"settings of lapirn came with the backend {self.backend!r}; choose it (--backend lapirn)"
             )
-        wrong = [s for s in self.stages if s not in STAGES]
-        if wrong or not self.stages:
-            raise ConfigError(f"stages {list(self.stages)} came; use some of {', '.join(STAGES)}")
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
             raise ConfigError(
                 f"stages {list(self.stages)} are out of order or doubled; the order is {', '.join(STAGES)}"
             )
-        if not self.turn_deg > 0:
-            raise ConfigError(f"turn_deg is {self.turn_deg}; a positive angle is needed, 180 for never")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; 0 or more is needed")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}; at least 1 is needed")

@@ -74,7 +74,7 @@ def fit_freeform(
         coefficients = _level(level, linear, freeform, coarse, weighted, config.iterations[k], report)
         coefficients, rounds = unfold(freeform, coefficients, finest, config.smallest_jacobian)
         if rounds:
-            remarks.append(f"lattice of {lattice_mm:g} mm: smoothed where it folded, in {rounds} rounds")
+            remarks.append(f"lattice {k + 1} of {count} was smoothed where it folded, in {rounds} rounds")
     return Deformation(freeform.to_transform(coefficients), "; ".join(remarks), weights=weighted.weights)
 
 
@@ -132,10 +132,10 @@ def descended(
     -------
     ndarray of float64, shape of `start`
     """
-    steps = 0
+    steps, held = 0, [loss]
 
     def flat_loss(flat: Array) -> tuple[float, Array]:
-        value, gradient = loss(flat.reshape(start.shape))
+        value, gradient = held[0](flat.reshape(start.shape))
         return value, gradient.ravel()
 
     def callback(intermediate_result: object) -> None:
@@ -144,7 +144,10 @@ def descended(
         report(steps, float(intermediate_result.fun))  # type: ignore[attr-defined]
 
     options = {"maxiter": iterations, "ftol": 2e-6, "gtol": 0.0, "maxcor": 8}
-    best = minimize(flat_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    try:
+        best = minimize(flat_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options, callback=callback)
+    finally:
+        held.clear()  # the loss holds images, and SciPy may hold `flat_loss` in a reference cycle
     return np.asarray(best.x).reshape(start.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,11 +10,13 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from dsir_metric.errors import ConfigError
 from dsir_metric.geometry import DisplacementField, Grid
 
 __all__ = ["FreeForm"]
 
 Array = NDArray[np.float64]
+_MOST_CONTROL_POINTS = 4_000_000  # L-BFGS keeps some twenty vectors of three numbers each: 2 GB
 # Chosen on tuning pairs, of one patient and of two.
 _DIFFUSION_SHARE = 1 / 3
 _BENDING_PENALTY = 0.0127  # of a pair that the weight of bending suits, in units of the cosine
@@ -41,6 +44,11 @@ class FreeForm:
     lattice_mm : float
         Wanted distance of control points; made smaller where needed to divide the box into whole cells.
 
+    Raises
+    ------
+    ConfigError
+        If there would be more than 4 million control points.
+
     Notes
     -----
     Coefficients are arrays (3, cz, cy, cx), in mm, with three more control points than cells on each axis: raveled,
@@ -50,6 +58,12 @@ class FreeForm:
     def __init__(self, grid: Grid, lattice_mm: float) -> None:
         self.grid = grid
         self.cells = np.maximum(np.ceil(grid.extent_mm / lattice_mm - 1e-9).astype(int), 1)
+        count = math.prod(int(n) + 3 for n in self.cells)
+        if count > _MOST_CONTROL_POINTS:
+            raise ConfigError(
+                f"lattice_mm must give up to {_MOST_CONTROL_POINTS} control points, got {count} at {lattice_mm:g} mm; "
+                "take a larger distance"
+            )
         self.step_mm = grid.extent_mm / self.cells
 
     @property
@@ -118,7 +132,7 @@ class FreeForm:
 
         It is diffusion * mean |grad u|^2 + bending * mean |grad grad u|^2, Frobenius norms.
         """
-        half = np.zeros_like(coefficients)
+        half = np.zeros(coefficients.shape)
         for weight, grams in self.quadratic_terms(diffusion, bending_mm2):
             half += weight * self.evaluate(coefficients, grams)
         return float((half * coefficients).sum()), 2 * half

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.config import from_dict
+from dsir_metric.bounds import Range, quoted
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.geometry import DisplacementField, Grid
 from dsir_metric.register.config import RegisterConfig
@@ -20,7 +22,8 @@ from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.pair import Level, through
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.card import MOST_CHANNELS, card_of
+from dsir_metric.represent.runtime import metadata_of, open_session
 
 __all__ = ["FORMAT", "RegistrationCard", "check", "deform", "near", "network_path", "on_grid"]
 
@@ -29,7 +32,7 @@ _FOLDER = Path(__file__).parent.parent / "models" / "registration"
 
 
 @dataclass(frozen=True)
-class RegistrationCard:
+class RegistrationCard(Settings):
     """What a registration network says about itself (ONNX `metadata_props`, one JSON value a field).
 
     Its graph takes `fixed` and `moving`, (1, channels, z, y, x), unit vectors, and gives `displacement` and, where it
@@ -69,31 +72,23 @@ class RegistrationCard:
         Of torch and onnx at export.
     """
 
-    format: int
-    kind: str
+    format: Annotated[int, Range(FORMAT, FORMAT)]
+    kind: Literal["registration"]
     name: str
     network: str
     loss: str
-    channels: int
-    spacing_mm: float
-    multiple: int
+    channels: Annotated[int, Range(1, MOST_CHANNELS)]
+    spacing_mm: Annotated[float, Range(0.01, 1000)]
+    multiple: Annotated[int, Range(1, 1024)]
     diffeomorphic: bool
     representation: str
-    steps: int
-    seconds: float
-    recipe: Mapping[str, object]
+    steps: Annotated[int, Range(0, 1e12)]
+    seconds: Annotated[float, Range(0, 1e12)]
+    recipe: Mapping[str, Any]
     data: tuple[Mapping[str, str], ...]
     validation: Mapping[str, float]
     parity: Mapping[str, float]
     versions: Mapping[str, str]
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT or self.kind != "registration":
-            raise ConfigError(f"kind {self.kind!r}, format {self.format}; registration, {FORMAT}, is expected")
-        if min(self.channels, self.multiple) < 1 or not 0 < self.spacing_mm < np.inf:
-            raise ConfigError(
-                f"{self.channels} channels, {self.spacing_mm} mm, multiple {self.multiple}; all are positive"
-            )
 
     def to_metadata(self) -> dict[str, str]:
         """Text for every field, as ONNX keeps it."""
@@ -109,8 +104,8 @@ class RegistrationCard:
             If it is none of a registration network.
         """
         try:
-            return from_dict(cls, {name: json.loads(value) for name, value in metadata.items()})
-        except (ConfigError, ValueError) as error:
+            return card_of(cls, metadata)
+        except ConfigError as error:
             raise ModelFileError(
                 f"{path}: is no registration network ({error}); make one with `dsir-metric train-registration`"
             ) from error
@@ -127,11 +122,11 @@ def network_path(network: str | Path) -> Path:
     shipped = {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
     if str(network) in shipped:
         return shipped[str(network)]
-    if not Path(network).is_file():
+    if not os.path.isfile(network):  # also of a name that is too long for a file
         known = (
             f"one of the names {', '.join(shipped)}" if shipped else "make one with `dsir-metric train-registration`"
         )
-        raise ModelFileError(f"there is no registration network {str(network)!r}; give an .onnx file or {known}")
+        raise ModelFileError(f"there is no registration network {quoted(str(network))}; give an .onnx file or {known}")
     return Path(network)
 
 
@@ -166,7 +161,7 @@ def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Def
     """
     path = network_path(problem.config.lapirn.model)
     session = open_session(path, problem.config.device, problem.config.threads)
-    card = RegistrationCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    card = RegistrationCard.from_metadata(metadata_of(session, path), path)
     level = near(problem.levels, card.spacing_mm)
     _check(card, level, path)
     grid = level.fixed.grid.resampled(card.spacing_mm).padded(1)  # around the box: the field is the identity outside

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.geometry import Grid
 from dsir_metric.metric import CosineMetric, Sampling
-from dsir_metric.metric.compiled import parallel
+from dsir_metric.metric.compiled import Part, parallel
 from dsir_metric.metric.information import MutualInformation
 from dsir_metric.register.linear import as_affine, composite
 from dsir_metric.represent.representation import Representation
@@ -35,7 +34,8 @@ class Level:
     after : sitk.Transform or None
         Applied after whatever is being sought, on the way into the moving image.
     scans : tuple of Representation, optional
-        The scans themselves on the grids of `fixed` and `moving`: one channel, intensities in [0, 1].
+        The scans themselves: one channel, intensities in [0, 1]. Both are in voxels of one size, so that scans that are
+        the same are interpolated the same.
     """
 
     fixed: Representation
@@ -135,11 +135,11 @@ def _halved(image: Representation) -> Representation:
     return replace(image, values=values, grid=image.grid.halved())
 
 
-@parallel
-def _average(fine: NDArray[np.float32], coarse: NDArray[np.float32]) -> None:
+@parallel("coarse")
+def _average(part: Part, fine: NDArray[np.float32], coarse: NDArray[np.float32]) -> None:
     """Mean of the 2 x 2 x 2 voxels of `fine` (z, y, x, channels) into each voxel of `coarse`, edges repeated."""
     last_z, last_y, last_x = fine.shape[0] - 1, fine.shape[1] - 1, fine.shape[2] - 1
-    for z in numba.prange(coarse.shape[0]):
+    for z in range(part[0], part[1]):
         for y in range(coarse.shape[1]):
             for x in range(coarse.shape[2]):
                 out = coarse[z, y, x]

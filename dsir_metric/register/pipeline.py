@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
-import numba
 import numpy as np
 import SimpleITK as sitk
-from threadpoolctl import threadpool_limits
 
 from dsir_metric.config import to_dict
 from dsir_metric.errors import RegistrationError
-from dsir_metric.geometry import Grid, jacobian_statistics, rotation
+from dsir_metric.geometry import Grid, body_scale, jacobian_statistics, rotation
 from dsir_metric.io import check_image, check_mask, check_transform
 from dsir_metric.metric.transforms import point_map
 from dsir_metric.register.backends import BACKENDS
@@ -39,9 +36,11 @@ from dsir_metric.register.result import Progress, RegistrationResult, StageRepor
 from dsir_metric.register.search import middle
 from dsir_metric.register.stages import LINEAR_POINTS, RUN
 from dsir_metric.register.state import State
+from dsir_metric.register.units import Units
 from dsir_metric.represent import PairRepresenter, Representation
-from dsir_metric.represent.foreground import foreground
+from dsir_metric.represent.foreground import foreground, outlined
 from dsir_metric.represent.pair import finer_spacing, resampled_scan, turned_grid
+from dsir_metric.threads import at_most, one_for_blas
 
 __all__ = ["register"]
 
@@ -113,44 +112,38 @@ def register(
     config = config or RegisterConfig()
     BACKENDS[config.backend].check(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
-    with _threads(config.threads):
-        return _register(
-            fixed, moving, config, fixed_mask, moving_mask, initial_transform, representations, on_progress
-        )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """At most `count` threads for the metric; one for BLAS, whose matrices here are too small to share."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count or before, before))
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        numba.set_num_threads(before)
+    refines = config.refines and not isinstance(representations, tuple)
+    stages = tuple(name for name in config.stages if name != "refine" or refines)
+    clock = _Clock(stages, on_progress or (lambda _: None))
+    grids = Grid.of(fixed), Grid.of(moving)
+    units = Units(config.scale or body_scale(*grids))
+    if initial_transform is not None:
+        check_transform(initial_transform, "initial transform")
+    with at_most(config.threads), one_for_blas():  # the matrices here are too small to share
+        with clock.stage("represent"):
+            made = units.representations(representations or _representer(config, *grids))
+        masks = [mask if mask is None else units.image(mask) for mask in (fixed_mask, moving_mask)]
+        start = _start(units.start(initial_transform))
+        result = _register(units.image(fixed), units.image(moving), units.config(config), masks, start, made, clock)
+    return units.result(replace(result, details=result.details | {"config": to_dict(config)}))
 
 
 def _register(
     fixed: sitk.Image,
     moving: sitk.Image,
     config: RegisterConfig,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
-    initial_transform: sitk.Transform | None,
-    representations: tuple[Representation, Representation] | PairRepresenter | None,
-    on_progress: OnProgress | None,
+    masks: list[sitk.Image | None],
+    state: State,
+    representations: tuple[Representation, Representation] | PairRepresenter,
+    clock: _Clock,
 ) -> RegistrationResult:
-    refines = config.refines and not isinstance(representations, tuple)
-    stages = tuple(name for name in config.stages if name != "refine" or refines)
-    clock = _Clock(stages, on_progress or (lambda _: None))
-    state = _start(initial_transform)
     warnings: list[str] = []
     again: list[int] = []  # bytes
     with clock.stage("represent"):
-        make, pair = _represented(fixed, moving, config, representations)
+        make = None if isinstance(representations, tuple) else representations
         warnings += [make.remark] if make is not None and make.remark else []
-        problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
+        pair = representations if isinstance(representations, tuple) else representations(fixed, moving)
+        problem = _prepare(fixed, moving, pair, config, masks, state)
         del pair
     guard = Guard(problem.linear_level, LINEAR_POINTS, config.seed)
     if guard.overlap(state) == 0.0 and "centre" not in config.stages:
@@ -158,7 +151,7 @@ def _register(
     reports: list[StageReport] = []
     turner: PairRepresenter | None = make
     ahead: float | None = None
-    for name in stages:
+    for name in clock.stages:
         if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
                 problem, guard, needed = _along(problem, guard, state, fixed, moving, turner)
@@ -198,7 +191,6 @@ def _register(
         "warnings": [*dict.fromkeys(warnings), *_folded(jacobian["folded_percent"])],
         "jacobian": jacobian,
         "seconds": clock.seconds,
-        "config": to_dict(config),
         "versions": _versions(),
     }
     clock.finish()
@@ -225,6 +217,7 @@ class _Clock:
     """Times the stages and tells how far the whole has come; a context manager around each stage."""
 
     def __init__(self, stages: tuple[Stage, ...], on_progress: OnProgress) -> None:
+        self.stages = stages
         names = ("represent", *stages)
         whole = sum(_SHARE[n] for n in names)
         self._share = {n: _SHARE[n] / whole for n in names}
@@ -262,7 +255,6 @@ def _start(initial: sitk.Transform | None) -> State:
     """A linear initial transform is taken apart, so that it can be improved; another one is kept behind."""
     if initial is None:
         return State()
-    check_transform(initial, "initial transform")
     return State(affine_matrix(initial)) if initial.IsLinear() else State(after=initial)
 
 
@@ -274,37 +266,26 @@ def _representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> PairRepre
     return PairRepresenter(representer, spacing, config.fixed_intensity, config.moving_intensity, remark=remark)
 
 
-def _represented(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    config: RegisterConfig,
-    representations: tuple[Representation, Representation] | PairRepresenter | None,
-) -> tuple[PairRepresenter | None, tuple[Representation, Representation]]:
-    """Both representations, and what makes them; None where they came ready-made."""
-    if isinstance(representations, tuple):
-        return None, representations
-    make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
-    return make, make(fixed, moving)
-
-
 def _prepare(
     fixed: sitk.Image,
     moving: sitk.Image,
     pair: tuple[Representation, Representation],
     config: RegisterConfig,
-    fixed_mask: sitk.Image | None,
-    moving_mask: sitk.Image | None,
+    masks: list[sitk.Image | None],
     start: State,
 ) -> Problem:
     """Check the masks and build the levels."""
+    fixed_mask, moving_mask = masks
     if fixed_mask is not None:
         fixed_mask = check_mask(fixed_mask, Grid.of(fixed), "fixed mask")
     if moving_mask is not None:
         moving_mask = check_mask(moving_mask, Grid.of(moving), "moving mask")
     mask = _body(fixed, fixed_mask, pair[0].grid, "fixed")
+    moving_body = _body(moving, moving_mask, pair[1].grid, "moving")
     scans = _scans(fixed, moving, pair, config) if config.looks_at_scans else None
-    levels = pyramid(Level(*pair, mask, moving_mask, start.after, scans))
-    return Problem(levels, _body(moving, moving_mask, pair[1].grid, "moving"), middle(mask), config)
+    reachable = None if moving_mask is None else moving_body
+    levels = pyramid(Level(*pair, mask, reachable, start.after, scans))
+    return Problem(levels, moving_body, middle(mask), config)
 
 
 def _exceed(config: RegisterConfig, needed: list[int]) -> bool:
@@ -417,12 +398,10 @@ def _refined(
         places = state.map(finest.points_mm)
         places = places if finest.after is None else point_map(finest.after).map(places)
         held = levels_bytes(working, finest.fixed.channels)
-        first, second = make.finer(fixed, moving, working, spacing, (finest.points_mm, places), held)
-        if config.deformable.mixed:
-            first = first.mixed()
-            second = second.mixed()  # not both in memory twice
-        scans = finest.scans and (finest.scans[0], resampled_scan(moving, second.grid, config.moving_intensity))
-        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second, scans=scans)])
+        first, second = make.finer(
+            fixed, moving, working, spacing, (finest.points_mm, places), held, mixed=config.deformable.mixed
+        )
+        finer = replace(problem, levels=[replace(finest, fixed=first, moving=second)])
     state, report = _stage("refine", finer, guard, state, clock)
     return state, [report], [needed]
 
@@ -459,10 +438,10 @@ def _stage(name: Stage, problem: Problem, guard: Guard, state: State, clock: _Cl
 
 
 def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> sitk.Image:
-    """The given mask, nearest neighbour, or else the foreground of the image; on `grid`."""
+    """Return where the image counts, on `grid`: its foreground, or a mask whose outline is corrected."""
     if mask is None:
         return foreground(image, grid, name)
-    return sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor)
+    return outlined(sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor), image)
 
 
 def _doubts(margin: Margin, overlap: float, ahead: float | None) -> list[str]:

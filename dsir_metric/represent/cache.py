@@ -17,7 +17,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric import __version__
-from dsir_metric.errors import ConfigError, DataError
+from dsir_metric.bounds import Bytes
+from dsir_metric.config import checked
+from dsir_metric.errors import DataError
+from dsir_metric.files import open_regular
 from dsir_metric.geometry import Grid
 from dsir_metric.io import atomic, locked
 from dsir_metric.represent.intensity import IntensityRule
@@ -48,7 +51,7 @@ class Cache:
     Raises
     ------
     ConfigError
-        If `most_bytes` is not positive.
+        If `most_bytes` is not positive, or more than any disk holds.
 
     Notes
     -----
@@ -61,8 +64,7 @@ class Cache:
     most_bytes: int = 10_000_000_000
 
     def __post_init__(self) -> None:
-        if self.most_bytes < 1:
-            raise ConfigError(f"the cache may hold {self.most_bytes} bytes; a positive number is needed")
+        checked(Bytes, self.most_bytes, "most_bytes")
 
     def key(self, image: sitk.Image, grid: Grid, model_hash: str, rule: IntensityRule) -> str:
         """Name of the representation of a scan on `grid`.
@@ -105,7 +107,8 @@ class Cache:
     def _read(self, key: str, grid: Grid) -> Representation | None:
         path = self._path(key)
         try:
-            content = path.read_bytes()
+            with open_regular(path) as file:
+                content = file.read(self.most_bytes + 1)
         except OSError:
             return None
         digest = hashlib.sha256(key.encode())
@@ -114,9 +117,13 @@ class Cache:
             return None
         with suppress(OSError):  # somebody else's cache may be read-only
             os.utime(path)
-        end = content.index(b"\n")
-        halves = np.frombuffer(content, "<f2", offset=end + 1).reshape(*grid.shape, -1)
-        return Representation(halves.astype(np.float32), grid, json.loads(content[_DIGEST:end]))
+        try:
+            end = content.index(b"\n")
+            halves = np.frombuffer(content, "<f2", offset=end + 1).reshape(*grid.shape, -1)
+            provenance = dict(json.loads(content[_DIGEST:end]))
+        except (ValueError, TypeError, RecursionError):  # of another program, for the digest is right
+            return None
+        return Representation(halves.astype(np.float32), grid, provenance)
 
     def _write(self, key: str, values: NDArray[np.float16], made: Representation) -> None:
         head = json.dumps(dict(made.provenance)).encode() + b"\n"

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
+from dsir_metric.bounds import Length, Range, quoted
+from dsir_metric.config import Settings, from_dict
+from dsir_metric.errors import ConfigError, ModelFileError
 
-from dsir_metric.errors import ModelFileError
-
-__all__ = ["FORMAT", "ModelCard"]
+__all__ = ["FORMAT", "MOST_CHANNELS", "ModelCard", "card_of", "value_of"]
 
 FORMAT = 2
-_COUNTS = (
-    "format", "channels", "features", "multiple", "receptive_field", "halo", "head_halo", "bytes_per_voxel",
-    "head_bytes_per_voxel",
-)  # fmt: skip
+MOST_CHANNELS = 4096  # wider than any network for volumes
+_MOST_REACH = 1024  # voxels; a volume is hardly larger
+_MOST_LETTERS = 32_000_000  # of a field: a hundred thousand training files
+Card = TypeVar("Card")
+Channels = Annotated[int, Range(1, MOST_CHANNELS)]
+Voxels = Annotated[int, Range(1, _MOST_REACH)]
+BytesPerVoxel = Annotated[int, Range(1, 1_000_000)]
+Row = Annotated[tuple[Annotated[float, Range(-1e6, 1e6)], ...], Length(1, MOST_CHANNELS)]  # a number a channel
+
+
+def card_of(cls: type[Card], metadata: Mapping[str, object]) -> Card:
+    """The card `cls`, a dataclass, from the metadata of a model file: one JSON value a field.
+
+    Raises
+    ------
+    ConfigError
+        If a field is no JSON, unknown, missing or out of bounds.
+    """
+    return from_dict(cls, {name: value_of(str(name), text) for name, text in metadata.items()})
+
+
+def value_of(name: str, text: object) -> object:
+    """What a field says; raises as `card_of`."""
+    if not isinstance(text, str) or len(text) > _MOST_LETTERS:
+        raise ConfigError(f"{name} must be a text of up to {_MOST_LETTERS} letters")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{name} is nested too deep") from error
+    except ValueError as error:
+        raise ConfigError(f"{name} is no JSON ({str(error).partition(';')[0]})") from error
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelCard(Settings):
     """The card inside a model file (ONNX `metadata_props`, one JSON value a field).
 
     The file has two entries that do not depend on each other: `image` (1, 1, z, y, x) in [0, 1] to `image_features`
@@ -65,37 +92,32 @@ class ModelCard:
         a model that has none.
     """
 
-    format: int
+    format: Annotated[int, Range(FORMAT, FORMAT)]
     name: str
-    channels: int
-    features: int
-    multiple: int
-    receptive_field: int
-    halo: int
-    head_halo: int
-    bytes_per_voxel: int
-    head_bytes_per_voxel: int
+    channels: Channels
+    features: Channels
+    multiple: Annotated[int, Range(1, 64)]
+    receptive_field: Annotated[int, Range(1, 2 * _MOST_REACH)]
+    halo: Voxels
+    head_halo: Voxels
+    bytes_per_voxel: BytesPerVoxel
+    head_bytes_per_voxel: BytesPerVoxel
     intensity: str
     config: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    data: tuple[Mapping[str, Any], ...]
+    data: tuple[Mapping[str, str], ...]
     weights_hash: str
     parity: Mapping[str, Mapping[str, float]]
-    reference: tuple[float, ...]
+    reference: Row
     versions: Mapping[str, str]
-    mixture: tuple[tuple[float, ...], ...] = ()
+    mixture: Annotated[tuple[Row, ...], Length(0, MOST_CHANNELS)] = ()
 
-    def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}")
+    def check_together(self) -> None:
+        """See that the reference and the mixture fit the channels."""
         if len(self.reference) != self.channels:
-            raise ValueError(f"reference has {len(self.reference)} components for {self.channels} channels")
-        if self.mixture and np.shape(self.mixture) != (self.channels, self.channels):
-            raise ValueError(f"mixture has the shape {np.shape(self.mixture)} for {self.channels} channels")
-        if not np.isfinite(np.array(self.mixture, float)).all():
-            raise ValueError("mixture has entries that are no numbers")
+            raise ConfigError(f"reference must have an entry a channel ({self.channels}), got {len(self.reference)}")
+        if self.mixture and [len(row) for row in self.mixture] != [self.channels] * self.channels:
+            raise ConfigError(f"mixture must be a square of {self.channels} channels, got {len(self.mixture)} rows")
 
     def to_metadata(self) -> dict[str, str]:
         """Text for every field, as ONNX keeps it."""
@@ -112,17 +134,13 @@ class ModelCard:
         """
         found = metadata.get("format", str(FORMAT))
         if found != str(FORMAT):
-            raise ModelFileError(f"{path}: the model has format {found}; this version reads {FORMAT}: export it again")
-        missing = [f.name for f in fields(cls) if f.name not in metadata and f.default is MISSING]
-        if missing:
             raise ModelFileError(
-                f"{path}: the model card lacks {', '.join(missing)}; make the file with `dsir-metric export`"
+                f"{path}: the model has format {quoted(found)}; this version reads {FORMAT}: export it again"
             )
+        fields = cls.__dataclass_fields__
         try:
-            values = {f.name: json.loads(metadata[f.name]) for f in fields(cls) if f.name in metadata}
-            for name in ("data", "reference"):
-                values[name] = tuple(values[name])
-            values["mixture"] = tuple(map(tuple, values.get("mixture", ())))
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise ModelFileError(f"{path}: the model card is damaged ({error}); export the model again") from error
+            return card_of(cls, {name: text for name, text in metadata.items() if name in fields})
+        except ConfigError as error:
+            raise ModelFileError(
+                f"{path}: the model card is damaged ({error}); make the file again with `dsir-metric export`"
+            ) from error

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, DataError
 
 __all__ = ["CT_WINDOW_HU", "IntensityRule", "resolve_intensity"]
 
 CT_WINDOW_HU = (-200.0, 1024.0)
+_MOST = 1e30  # of an intensity, far within single precision
 _NUMBER = r"(-?\d+(?:\.\d*)?)"
 _WINDOW = re.compile(rf"(ct|window):{_NUMBER},{_NUMBER}")
 
@@ -29,6 +31,11 @@ class IntensityRule:
         Raw intensities that become 0 and 1.
     detected : bool
         Whether the kind was guessed from the image rather than chosen.
+
+    Raises
+    ------
+    ConfigError
+        If `low` is not below `high`, or they or their difference do not fit single precision.
     """
 
     kind: str
@@ -36,11 +43,20 @@ class IntensityRule:
     high: float
     detected: bool = False
 
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            bounds = np.array([self.low, self.high, self.high - self.low]).astype(np.float32)
+        if not (np.isfinite(bounds).all() and bounds[2] > 0):
+            raise ConfigError(
+                f"window is {self.low} to {self.high}; two numbers in single precision are expected, lower first"
+            )
+
     def apply(self, values: NDArray[np.float32], *, in_place: bool = False) -> NDArray[np.float32]:
         """`values` of any shape, raw, to float32 in [0, 1]; `in_place`, they change themselves."""
         scaled = values.astype(np.float32, copy=not in_place)
-        scaled -= np.float32(self.low)
-        scaled /= np.float32(self.high - self.low)
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            scaled -= np.float32(self.low)
+            scaled /= np.float32(self.high - self.low)
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
@@ -71,11 +87,11 @@ def resolve_intensity(values: NDArray[np.float32], intensity: str = "auto") -> I
     given = _WINDOW.fullmatch(intensity)
     if given:
         low, high = float(given[2]), float(given[3])
-        if not low < high:
-            raise ConfigError(f"intensity window {intensity!r} is empty; low must be below high")
+        if not (low >= -_MOST and high <= _MOST and np.float32(high - low) > 0):
+            raise ConfigError(f"intensity window {quoted(intensity)} must have low below high, both within +-{_MOST:g}")
         return IntensityRule("ct" if given[1] == "ct" else "window", low, high)
     if intensity not in ("auto", "mr", "ct"):
-        raise ConfigError(f"intensity {intensity!r} is unknown; use auto, mr, ct, ct:low,high or window:low,high")
+        raise ConfigError(f"intensity {quoted(intensity)} is unknown; use auto, mr, ct, ct:low,high or window:low,high")
     kind = intensity if intensity != "auto" else ("ct" if np.mean(values < -500) > 0.01 else "mr")
     if kind == "ct":
         return IntensityRule("ct", *CT_WINDOW_HU, detected=intensity == "auto")

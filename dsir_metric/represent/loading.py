@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dsir_metric.errors import ModelFileError
+from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.probe import feature_reach, head_reach, probe_volume, repeats
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.runtime import metadata_of, open_session
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric.represent.zoo import model_path
 
@@ -65,10 +65,28 @@ def open_network(model: str | Path = "default", device: str = "auto", threads: i
     ------
     ModelFileError, ConfigError, MissingDependencyError
         See `load_card` and `open_session`.
+
+    Notes
+    -----
+    A process that is forked later opens the file again when it first uses the network, and is refused if the file has
+    another model by then, or if the GPU is out of its reach.
     """
-    path = model_path(model)
-    session = open_session(path, device, threads)
-    return Network(session, load_card(path))
+    path = model_path(model).absolute()
+    session, card = open_session(path, device, threads), load_card(path)
+    provider = session.get_providers()[0]
+
+    def again() -> Any:
+        if load_card(path) != card:
+            raise ModelFileError(f"{path}: has another model than when it was opened; start the workers again")
+        session = open_session(path, device, threads)
+        if session.get_providers()[0] != provider:
+            raise ConfigError(
+                f"a forked process cannot use the GPU of its parent ({provider}): start workers with "
+                "multiprocessing.get_context('spawn'), or choose device cpu"
+            )
+        return session
+
+    return Network(session, card, again)
 
 
 def verify(model: str | Path) -> Iterator[str]:
@@ -112,7 +130,7 @@ def verify(model: str | Path) -> Iterator[str]:
 def _open(path: Path) -> Network:
     """A model on one thread of the CPU, with its card as it stands."""
     session = open_session(path, "cpu", 1)
-    card = ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    card = ModelCard.from_metadata(metadata_of(session, path), path)
     any_size = (None, None, None)
     claimed: dict[str, Sizes] = {
         "image": (1, 1, *any_size),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +42,9 @@ class Network:
     ----------
     session : onnxruntime.InferenceSession
     card : ModelCard
+    again : callable, optional
+        Opens the session again in a process that was forked from this one: the threads of a session, and its GPU, are
+        not copied with it. Without it, such a process must not use the network.
 
     Attributes
     ----------
@@ -46,8 +53,9 @@ class Network:
         ONNX Runtime's name of what runs the network, such as "CPUExecutionProvider".
     """
 
-    def __init__(self, session: Any, card: ModelCard) -> None:
-        self._session = session
+    def __init__(self, session: Any, card: ModelCard, again: Callable[[], Any] | None = None) -> None:
+        self._opened, self._process, self._again = session, os.getpid(), again
+        _networks.add(self)
         self.card = card
         self.provider: str = session.get_providers()[0]
         # ONNX Runtime wants every input fed: the entry that is not asked gets one voxel.
@@ -55,6 +63,13 @@ class Network:
             "image": np.zeros((1, 1, 1, 1, 1), np.float32),
             "features": np.zeros((1, card.features, 1, 1, 1), np.float32),
         }
+
+    @property
+    def _session(self) -> Any:
+        """The session of this process."""
+        if self._again is not None and self._process != os.getpid():
+            self._opened, self._process = self._again(), os.getpid()
+        return self._opened
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feature map (features, z, y, x) of intensities (z, y, x) in [0, 1]."""
@@ -86,3 +101,16 @@ class Network:
     def _run(self, output: str, **feed: NDArray[np.float32]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run([output], {**self._idle, **feed})[0][0]
         return result
+
+
+_networks: WeakSet[Network] = WeakSet()
+
+
+def _abandon_sessions() -> None:
+    """Keep the sessions of the parent for good: one that is destroyed waits for its threads, which are not here."""
+    for network in _networks:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(network._opened))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_sessions)

@@ -105,10 +105,14 @@ class PairRepresenter:
         spacing_mm: float,
         places_mm: tuple[Points, Points],
         held: int = 0,
+        *,
+        mixed: bool = False,
     ) -> tuple[Representation, Representation]:
         """Both scans in smaller voxels, see `represent_finer`; they suit this pair alone, so no cache has them."""
         rules = (self.fixed_intensity, self.moving_intensity)
-        return represent_finer(fixed, moving, working, spacing_mm, places_mm, self.representer, rules, held=held)
+        return represent_finer(
+            fixed, moving, working, spacing_mm, places_mm, self.representer, rules, held=held, mixed=mixed
+        )
 
 
 def represent_pair(
@@ -322,12 +326,16 @@ def represent_finer(
     intensities: tuple[str, str] = ("auto", "auto"),
     *,
     held: int = 0,
+    mixed: bool = False,
 ) -> tuple[Representation, Representation]:
     """Represent two scans in voxels smaller than they have, for a last look at what is nearly aligned.
 
     In smaller voxels the network looks at smaller surroundings: descriptors say less about where in the body a point
     lies and more about where exactly. That is seen where they are read in between on the moving side. On the fixed side
     the points of `working` are as good as more of them, and cost less.
+
+    Both sides go through the same steps: described in smaller voxels, mixed, read between them. If one skipped a step,
+    scans that agree perfectly would seem to agree better a little apart.
 
     Parameters
     ----------
@@ -345,6 +353,8 @@ def represent_finer(
         Intensity rules of both.
     held : int
         See `Representer.__call__`.
+    mixed : bool
+        Whether to mix the channels, see `Representation.mixed`.
 
     Returns
     -------
@@ -360,9 +370,11 @@ def represent_finer(
     grids = working[0].resampled(spacing_mm), working[1].resampled(spacing_mm)
     boxes = _around(places_mm[0], grids[0], spacing_mm), _around(places_mm[1], grids[1], _REACH_MM)
     first = _represent_along(fixed, grids[0], working[0], representer, intensities[0], held, boxes[0])
+    first = first.mixed() if mixed else first
     first = first.resampled(working[0], extend=True).unit()
     held += first.values.nbytes
-    return first, _represent_along(moving, grids[1], working[0], representer, intensities[1], held, boxes[1])
+    second = _represent_along(moving, grids[1], working[0], representer, intensities[1], held, boxes[1])
+    return first, second.mixed() if mixed else second
 
 
 def _around(points_mm: Points, grid: Grid, margin_mm: float) -> Box:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.tiling import Shape, Tile, core_of, tiles
 
-__all__ = ["PROCESS_BYTES", "WORKING_BYTES", "Plan", "make_plan"]
+__all__ = ["PROCESS_BYTES", "WORKING_BYTES", "Plan", "computed_voxels", "make_plan"]
 
 WORKING_BYTES = 2 << 30  # of a tile, where no limit is given
 PROCESS_BYTES = 350_000_000  # Python, the libraries and an open model, measured
@@ -83,13 +84,23 @@ def make_plan(
     scratch = streamed and feature_bytes * _FEATURE_SHARE > room
     if memory_bytes is not None and not scratch:
         room -= feature_bytes
-    first = core_of(shape, tile, card.halo, card.multiple, max(room, 0) // card.bytes_per_voxel, _LEAST_CORE)
+    most = max(room, 0) // card.bytes_per_voxel
+    first = core_of(shape, tile, card.halo, card.multiple, most, _LEAST_CORE, padded=True)
     second = core_of(shape, tile, card.head_halo, 1, max(room, 0) // card.head_bytes_per_voxel, _LEAST_CORE)
     image_tiles = tuple(tiles(shape, first, card.halo))
     feature_tiles = tuple(tiles(shape, second, card.head_halo))
     needed = max(
-        card.bytes_per_voxel * max(piece.voxels for piece in image_tiles),
+        card.bytes_per_voxel * max(piece.padded(card.multiple) for piece in image_tiles),
         card.head_bytes_per_voxel * max(piece.voxels for piece in feature_tiles),
     )
     lacking = 0 if memory_bytes is None else max(needed - room, 0)
     return Plan(image_tiles, feature_tiles, needed, feature_bytes, scratch, lacking)
+
+
+def computed_voxels(card: ModelCard, image_tiles: Iterable[Tile], feature_tiles: Iterable[Tile]) -> int:
+    """What tiles cost: the voxels that either half of the network computes, halos and padding included, on average.
+
+    A volume that is one tile, with edges that need no padding, costs as many as it has.
+    """
+    first = sum(tile.padded(card.multiple) for tile in image_tiles)
+    return (first + sum(tile.voxels for tile in feature_tiles)) // 2

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dsir_metric.bounds import Range, quoted
 from dsir_metric.errors import ConfigError, RemoteError
 from dsir_metric.io import Boxes
 from dsir_metric.represent.card import ModelCard
@@ -43,6 +44,7 @@ from dsir_metric.represent.transport import (
     Signature,
     Transport,
     is_remote,
+    one_line,
     open_transport,
 )
 from dsir_metric.represent.wire import CARD, CROP, DESCRIPTORS, IMAGE, STRIDE, WINDOW, Offer
@@ -91,9 +93,9 @@ class RemoteConfig:
         ca_file = found.get("DSIR_METRIC_CA_FILE") or None
         _check_authorities(ca_file)
         return cls(
-            Access(_number(found, "DSIR_METRIC_TIMEOUT", 300.0, 0.001), token, ca_file),
-            retries=int(_number(found, "DSIR_METRIC_RETRIES", 6, 0)),
-            in_flight=int(_number(found, "DSIR_METRIC_IN_FLIGHT", 4, 1)),
+            Access(_number(found, "DSIR_METRIC_TIMEOUT", 300.0, Range(0.001, 604_800)), token, ca_file),
+            retries=int(_number(found, "DSIR_METRIC_RETRIES", 6, Range(0, 1000))),
+            in_flight=int(_number(found, "DSIR_METRIC_IN_FLIGHT", 4, Range(1, 256))),
         )
 
 
@@ -196,7 +198,7 @@ class RemoteNetwork:
         """Tiles of a volume, each with the halo of both halves of the network, none larger than the server takes."""
         card, most = self.card, self.offer.max_voxels
         halo = -(-(card.halo + card.head_halo) // card.multiple) * card.multiple
-        pieces = list(tiles(shape, core_of(shape, self._tile, halo, card.multiple, most), halo))
+        pieces = list(tiles(shape, core_of(shape, self._tile, halo, card.multiple, most, padded=True), halo))
         largest = max(prod(s.stop - s.start for s in tile.source) for tile in pieces)
         if largest > most:
             hint = "raise the server's --max-voxels" if self._tile is None else "choose smaller tiles"
@@ -242,10 +244,10 @@ class RemoteNetwork:
         wrong = [name for name, tensor in expected.items() if found.get(name) != tensor]
         wrong += [name for name in (DESCRIPTORS, CARD) if name not in found]
         if wrong:
-            has = ", ".join(f"{name} {kind} {list(sizes)}" for name, (kind, sizes) in found.items()) or "no tensor"
+            has = ", ".join(f"{name} {kind} {list(sizes[:6])}" for name, (kind, sizes) in found.items()) or "no tensor"
             raise RemoteError(
                 f"{self._address.text}: is no model of dsir-metric: {', '.join(wrong)} is not as expected, it has "
-                f"{has}; make it with `dsir-metric export --triton`"
+                f"{one_line(has)}; make it with `dsir-metric export --triton`"
             )
 
     def _ask(self, call: Callable[[], Answer], halt: threading.Event | None = None) -> Answer:
@@ -331,12 +333,12 @@ def _check_authorities(ca_file: str | None) -> None:
         ) from error
 
 
-def _number(found: Mapping[str, str], name: str, default: float, least: float) -> float:
+def _number(found: Mapping[str, str], name: str, default: float, limits: Range) -> float:
     text = found.get(name)
     try:
         value = default if not text else float(text)
     except ValueError:
         value = float("nan")
-    if not least <= value < float("inf"):
-        raise ConfigError(f"{name} is {text!r}; give a number, {least:g} or more")
+    if value not in limits:
+        raise ConfigError(f"{name} must be a number {limits}, got {quoted(text)}")
     return value

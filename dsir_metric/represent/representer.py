@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ConfigError, DataError
+from dsir_metric.bounds import Bytes, Range
+from dsir_metric.config import checked
+from dsir_metric.errors import DataError
 from dsir_metric.geometry import Grid
 from dsir_metric.io import Boxes, check_image, open_components
 from dsir_metric.represent.card import ModelCard
@@ -23,6 +26,8 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.tiling import Box, Shape
 
 __all__ = ["Representer"]
+
+_Edge = Annotated[int, Range(1, 100_000)]  # of a tile, voxels
 
 
 class Representer:
@@ -75,10 +80,8 @@ class Representer:
         tile: int | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        if memory_bytes is not None and memory_bytes < 1:
-            raise ConfigError(f"memory_bytes is {memory_bytes}; give a positive number of bytes, or none for no limit")
-        if tile is not None and tile < 1:
-            raise ConfigError(f"tile is {tile}; give the edge of a tile in voxels, or none to have it chosen")
+        memory_bytes = checked(Bytes | None, memory_bytes, "memory_bytes")
+        tile = checked(_Edge | None, tile, "tile")
         self._network: TiledNetwork | RemoteNetwork
         if is_remote(model):
             self._network = RemoteNetwork(str(model), tile)

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dsir_metric.bounds import Threads
+from dsir_metric.config import checked
 from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError
 
-__all__ = ["DEVICES", "onnxruntime", "open_session"]
+__all__ = ["DEVICES", "metadata_of", "onnxruntime", "open_session"]
 
 DEVICES = ("auto", "cpu", "cuda")
 _CUDA = "CUDAExecutionProvider"
@@ -65,8 +67,7 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     """
     if device not in DEVICES:
         raise ConfigError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; give a positive number, or none for every core")
+    threads = checked(Threads | None, threads, "threads")
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False  # an arena keeps every block it ever needed: twice the memory
@@ -78,11 +79,26 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     try:
         session = runtime.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's classes have no common base of their own
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error)[:300].split())
         raise ModelFileError(f"{path}: is no ONNX model that ONNX Runtime can open ({reason})") from error
     if (listed or device == "cuda") and device != "cpu" and session.get_providers()[0] != _CUDA:
         _tell_fallback()
     return session
+
+
+def metadata_of(session: Any, path: Path) -> dict[str, str]:
+    """What a model file says about itself: `metadata_props` of the open `session`; `path` is named in errors.
+
+    Raises
+    ------
+    ModelFileError
+        If it is not UTF-8.
+    """
+    try:
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: the model card is damaged ({error}); make the file again") from error
+    return found
 
 
 def _installed(distribution: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dsir_metric.errors import ConfigError, ModelFileError
 from dsir_metric.io import Boxes, FileArray, reserve
 from dsir_metric.represent.network import Network
-from dsir_metric.represent.plan import Plan, make_plan
-from dsir_metric.represent.tiling import Box, Shape, Tile, cropped
+from dsir_metric.represent.plan import Plan, computed_voxels, make_plan
+from dsir_metric.represent.tiling import Box, Shape, Tile, cropped, tiles
 
 __all__ = ["TiledNetwork"]
 
@@ -56,6 +56,7 @@ class TiledNetwork:
         *,
         held: int = 0,
         scratch: Path | None = None,
+        on_tile: Callable[[], None] = lambda: None,
     ) -> None:
         """Write the descriptors of a volume (z, y, x) in [0, 1], or of a `crop` of it, into `out` (z, y, x, channels).
 
@@ -68,6 +69,8 @@ class TiledNetwork:
             Bytes that the caller holds meanwhile, apart from `scaled` and an array `out`.
         scratch : Path, optional
             Folder for the feature map where it is too large for the memory.
+        on_tile : callable
+            Called before every tile. What it raises ends the computation.
 
         Raises
         ------
@@ -85,11 +88,20 @@ class TiledNetwork:
             )
         with self._feature_map(plan, scaled.shape, scratch) as features:
             for tile in plan.image_tiles:
+                on_tile()
                 features[:, *tile.core] = self.network.features(scaled[tile.source])[:, *tile.inner]
             if crop is None:
-                self._describe(features, plan.feature_tiles, out)
+                self._describe(features, plan.feature_tiles, out, on_tile)
             else:
-                self._describe_crop(features, crop, held + plan.feature_bytes, out)
+                near, pieces = self._around(scaled.shape, crop, held + plan.feature_bytes)
+                around = np.ascontiguousarray(features[:, *near])
+                self._describe(around, pieces, out, on_tile)
+
+    def cost(self, shape: Shape, crop: Box) -> int:
+        """What it costs to describe a crop of a volume (z, y, x), in voxels; see `computed_voxels`."""
+        held = 4 * int(np.prod(shape))
+        _, pieces = self._around(shape, crop, held)
+        return computed_voxels(self.card, self.plan(shape, held).image_tiles, pieces)
 
     def plan(self, shape: Shape, held: int | None = None, *, streamed: bool = False) -> Plan:
         """Tiles of a volume (z, y, x); see `make_plan`. Without `held`, it and its descriptors are all there is."""
@@ -115,24 +127,34 @@ class TiledNetwork:
         halves = middle - start, time.perf_counter() - middle
         return sum(cost * read / image.size for plan in plans for cost, read in zip(halves, plan.work, strict=True))
 
-    def _describe(self, features: NDArray[np.float32] | FileArray, pieces: Iterable[Tile], out: Boxes) -> None:
+    def least_cost(self, shape: Shape) -> int:
+        """Less than describing any crop of a volume (z, y, x) costs; known without planning its tiles."""
+        return computed_voxels(self.card, tiles(shape, shape, 0), ())
+
+    def _describe(
+        self,
+        features: NDArray[np.float32] | FileArray,
+        pieces: Iterable[Tile],
+        out: Boxes,
+        on_tile: Callable[[], None],
+    ) -> None:
         """Descriptors of a feature map (features, z, y, x), those in the cores of tiles, into `out`."""
         for tile in pieces:
+            on_tile()
             piece = self.network.descriptors(features[:, *tile.source])
             if not np.isfinite(np.vdot(piece, piece)):  # of the whole: a part would be copied for it
                 raise self.diverged()
             out[tile.core] = piece[tile.inner]
             del piece  # not beside the next one
 
-    def _describe_crop(self, features: NDArray[np.float32] | FileArray, crop: Box, held: int, out: Boxes) -> None:
-        """Descriptors of a crop of a feature map, by tiles of the crop and of what the head sees around it."""
+    def _around(self, shape: Shape, crop: Box, held: int) -> tuple[Box, Iterator[Tile]]:
+        """A crop of a volume with what the head sees around it, and the tiles of that which the crop needs."""
         halo = self.card.head_halo
-        near = tuple(slice(max(s.start - halo, 0), s.stop + halo) for s in crop)
-        around = np.ascontiguousarray(features[:, *near])
-        z, y, x = around.shape[1:]
+        near = tuple(slice(max(s.start - halo, 0), min(s.stop + halo, n)) for s, n in zip(crop, shape, strict=True))
+        z, y, x = (s.stop - s.start for s in near)
+        inside = tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
         plan = self.plan((z, y, x), held)
-        z, y, x = (slice(s.start - n.start, s.stop - n.start) for s, n in zip(crop, near, strict=True))
-        self._describe(around, cropped(plan.feature_tiles, (z, y, x)), out)
+        return (near[0], near[1], near[2]), cropped(plan.feature_tiles, (inside[0], inside[1], inside[2]))
 
     @contextmanager
     def _feature_map(self, plan: Plan, shape: Shape, scratch: Path | None) -> Iterator[NDArray[np.float32] | FileArray]:

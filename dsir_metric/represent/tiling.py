@@ -39,6 +39,10 @@ class Tile:
         """Of `source`."""
         return prod(part.stop - part.start for part in self.source)
 
+    def padded(self, multiple: int) -> int:
+        """Voxels of `source` once the network has padded every edge to a multiple of `multiple`."""
+        return prod(_ceil(part.stop - part.start, multiple) for part in self.source)
+
 
 def tiles(shape: Shape, core: Shape, halo: int) -> Iterator[Tile]:
     """Tiles of a volume.
@@ -65,19 +69,32 @@ def cropped(pieces: Iterable[Tile], crop: Box) -> Iterator[Tile]:
             yield Tile(tile.source, (z, y, x), (next(inner), next(inner), next(inner)))
 
 
-def core_of(shape: Shape, edge: int | None, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
+def core_of(
+    shape: Shape,
+    edge: int | None,
+    halo: int,
+    multiple: int,
+    most_voxels: int,
+    least: int = 1,
+    *,
+    padded: bool = False,
+) -> Shape:
     """Core of the tiles of a volume: a cube of `edge` voxels, or more for a `multiple`; or what `choose_core` takes."""
     if edge is None:
-        return choose_core(shape, halo, multiple, most_voxels, least)
+        return choose_core(shape, halo, multiple, most_voxels, least, padded=padded)
     return (_ceil(edge, multiple),) * 3
 
 
-def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least: int = 1) -> Shape:
+def choose_core(
+    shape: Shape, halo: int, multiple: int, most_voxels: int, least: int = 1, *, padded: bool = False
+) -> Shape:
     """The core that leaves the fewest voxels to be read, halos and all, by tiles of no more than `most_voxels` voxels.
 
-    Its edges are multiples of `multiple`, and not much below `least`, whatever `most_voxels` says.
+    Its edges are multiples of `multiple`, and not much below `least`, whatever `most_voxels` says. With `padded`, the
+    voxels of a tile include those that pad its edges to multiples of `multiple`.
     """
-    cores, largest, read = zip(*(_cuts(n, halo, multiple, least) for n in shape), strict=True)
+    pad = multiple if padded else 1
+    cores, largest, read = zip(*(_cuts(n, halo, multiple, least, pad) for n in shape), strict=True)
     fits = _outer(largest) <= most_voxels
     if not fits.any():
         return (cores[0][-1], cores[1][-1], cores[2][-1])
@@ -85,13 +102,23 @@ def choose_core(shape: Shape, halo: int, multiple: int, most_voxels: int, least:
     return (cores[0][z], cores[1][y], cores[2][x])
 
 
-def _cuts(size: int, halo: int, multiple: int, least: int) -> tuple[list[int], list[int], list[int]]:
-    """Cores along one axis, the longest first; the longest source that each has, and all its sources together."""
+def _cuts(size: int, halo: int, multiple: int, least: int, pad: int) -> tuple[list[int], list[int], list[int]]:
+    """Cores along one axis, the longest first; the longest source that each has, and all its sources together.
+
+    Sources are rounded up to multiples of `pad`.
+    """
     pieces = range(1, -(-size // max(least, multiple)) + 1)
     cores = sorted({_ceil(-(-size // p), multiple) for p in pieces}, reverse=True)
-    sources = [[_along(start, size, core, halo)[0] for start in range(0, size, core)] for core in cores]
-    lengths = [[source.stop - source.start for source in cut] for cut in sources]
-    return cores, [max(cut) for cut in lengths], [sum(cut) for cut in lengths]
+    lengths = [_source_lengths(size, core, halo, pad) for core in cores]
+    return cores, [int(cut.max()) for cut in lengths], [int(cut.sum()) for cut in lengths]
+
+
+def _source_lengths(size: int, core: int, halo: int, pad: int) -> NDArray[np.int64]:
+    """Length of every source along one axis, rounded up to multiples of `pad`."""
+    start = np.arange(0, size, core, dtype=np.int64)
+    lengths = np.minimum(start + core + halo, size) - np.maximum(start - halo, 0)
+    rounded: NDArray[np.int64] = -(-lengths // pad) * pad
+    return rounded
 
 
 def _outer(along: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -6,11 +6,13 @@ Every request has a connection of its own, so that any number of threads can ask
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,7 +23,7 @@ from dsir_metric.errors import ConfigError, MissingDependencyError
 from dsir_metric.packages import Package
 from dsir_metric.represent.wire import MODEL_NAME
 
-__all__ = ["Address", "Failure", "Grpc", "Http", "Signature", "Transport", "is_remote", "open_transport"]
+__all__ = ["Address", "Failure", "Grpc", "Http", "Signature", "Transport", "is_remote", "one_line", "open_transport"]
 
 Arrays = dict[str, NDArray[Any]]
 Signature = dict[str, tuple[str, tuple[int, ...]]]  # datatype and sizes of inputs and outputs, by name
@@ -33,7 +35,7 @@ _GRPC_PATH = re.compile(r"(?P<base>)/(?P<model>[^/]+)(?:/versions/(?P<version>[^
 _SCHEMES = {"http": _HTTP_PATH, "https": _HTTP_PATH, "grpc": _GRPC_PATH, "grpcs": _GRPC_PATH}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BYTES = 2**31 - 1  # of a message, says protobuf
-_BUSY_HTTP = ("429", "502", "503", "504")
+_BUSY_HTTP = ("408", "429", "502", "503", "504")
 _BUSY_GRPC = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 _BUSY = "cannot be reached or is busy"
 _STATUS = {
@@ -59,7 +61,7 @@ class Failure(Exception):  # noqa: N818  # it is never shown as such
     """
 
     def __init__(self, reason: str, worth_retrying: bool = False) -> None:
-        super().__init__(_one_line(reason))
+        super().__init__(one_line(reason))
         self.worth_retrying = worth_retrying
 
 
@@ -214,11 +216,11 @@ class Http:
 
     def leave(self) -> None:
         """Free the event loop that gevent keeps for each thread, with its two open files."""
-        _module("gevent").get_hub().destroy(destroy_loop=True)
+        _gevent().get_hub().destroy(destroy_loop=True)
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
-        gevent = _module("gevent")
+        gevent = _gevent()
         limit = gevent.Timeout(self._access.timeout_s)
         limit.start()
         try:
@@ -327,6 +329,15 @@ def _module(name: str) -> Any:
         ) from error
 
 
+@cache
+def _gevent() -> Any:
+    """The module, which gives a process that is forked from now on an event loop of its own."""
+    gevent = _module("gevent")
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=gevent.reinit)
+    return gevent
+
+
 def _signature(told: Mapping[str, Any]) -> Signature:
     return {
         entry["name"]: (entry["datatype"], tuple(int(n) for n in entry["shape"]))
@@ -411,6 +422,7 @@ def _call(error: Exception, method: str) -> str | None:
     return found() if callable(found) else None
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """What a server said, on one line that is not too long."""
     line = " ".join(text.split())
     return line if len(line) <= 400 else line[:397] + "..."

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsir_metric.errors import ModelFileError
-from dsir_metric.represent.card import ModelCard
+from dsir_metric.bounds import Range, quoted
+from dsir_metric.config import Settings, from_dict
+from dsir_metric.errors import ConfigError, ModelFileError
+from dsir_metric.represent.card import ModelCard, value_of
 
 __all__ = ["CARD", "CROP", "DESCRIPTORS", "IMAGE", "MODEL_NAME", "STRIDE", "WINDOW", "Offer", "Precision", "Tensor"]
 
 Precision = Literal["fp16", "fp32"]
 MODEL_NAME = "masrnet"
-_MAX_VOXELS = "max_voxels"  # beside the card's own fields
+_LIMITS = ("max_voxels", "precision")  # beside the card's own fields
 _CARD_BYTES = 1 << 14  # a card is filled up to a multiple: Triton wants the same size of all versions of a model
 
 
@@ -50,7 +52,7 @@ DESCRIPTORS = "descriptors"  # unit vectors (1, z, y, x, channels), FP16 or FP32
 
 
 @dataclass(frozen=True)
-class Offer:
+class Offer(Settings):
     """What a server says about the model it has, in its output `card`.
 
     Parameters
@@ -63,7 +65,7 @@ class Offer:
     """
 
     card: ModelCard
-    max_voxels: int
+    max_voxels: Annotated[int, Range(1, 1 << 40)]
     precision: Precision = "fp16"
 
     @property
@@ -83,8 +85,7 @@ class Offer:
         """Text for every field of the card, the limit and the precision."""
         return {
             **self.card.to_metadata(),
-            _MAX_VOXELS: json.dumps(self.max_voxels),
-            "precision": json.dumps(self.precision),
+            **{name: json.dumps(getattr(self, name)) for name in _LIMITS},
         }
 
     def to_bytes(self) -> NDArray[np.uint8]:
@@ -103,12 +104,13 @@ class Offer:
         """
         try:
             metadata = json.loads(content)
-            limit, precision = (json.loads(metadata.pop(name)) for name in (_MAX_VOXELS, "precision"))
-            if precision not in ("fp16", "fp32") or not isinstance(limit, int) or limit < 1:
-                raise ValueError(f"max_voxels {limit!r}, precision {precision!r}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(metadata, dict):
+                raise ConfigError(f"it must be a table, got {quoted(metadata)}")
+            limits = {name: value_of(name, metadata.pop(name)) for name in _LIMITS if name in metadata}
+            return from_dict(cls, {"card": ModelCard.from_metadata(metadata, where), **limits})
+        except (ValueError, RecursionError, ConfigError) as error:
+            reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
             raise ModelFileError(
-                f"{where}: the model's card is damaged ({error!r}); export the model again with "
+                f"{where}: the model card is damaged ({reason}); export the model again with "
                 "`dsir-metric export --triton`"
             ) from error
-        return cls(ModelCard.from_metadata(metadata, where), limit, precision)

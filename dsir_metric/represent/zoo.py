@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
+from dsir_metric.bounds import quoted
 from dsir_metric.errors import ModelFileError
 from dsir_metric.represent.transport import is_remote
 
@@ -37,10 +39,10 @@ def model_path(model: str | Path) -> Path:
     if is_remote(model):
         raise ModelFileError(f"{model} is on a server; a file or one of the names {', '.join(shipped)} is needed here")
     path = Path(model)
-    if not path.is_file():
-        close = difflib.get_close_matches(str(model), shipped, n=1, cutoff=0.5)
+    if not os.path.isfile(path):  # also of a name that is too long for a file
+        close = difflib.get_close_matches(str(model)[:80], shipped, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ModelFileError(
-            f"there is no model {str(model)!r}; {hint}give an .onnx file or one of the names {', '.join(shipped)}"
+            f"there is no model {quoted(str(model))}; {hint}give an .onnx file or one of the names {', '.join(shipped)}"
         )
     return path

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from dsir_metric.bounds import MOST_NUMBER, Bytes, Length, Range, Threads
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.represent.wire import MODEL_NAME, Precision
 
-__all__ = ["VERSION", "ServeConfig"]
+__all__ = ["LEAST_COST", "VERSION", "ServeConfig"]
 
 VERSION = "1"  # the only one
 _MOST_VOXELS = 20_000_000  # 24 channels in single precision, and protobuf's 2 GiB
+_COST_PER_VOXEL = 3  # the halos of a cube of 16 million voxels make 1.6; long tiles need less
+LEAST_COST = 64_000  # computed voxels that any request may cost: 40^3, a few tenths of a second on one core
+
+Port = Annotated[int, Range(0, 65535)]
+Seconds = Annotated[int, Range(1, 86_400)]  # a day
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Settings):
     """Settings of a server.
 
     Parameters
@@ -34,12 +42,20 @@ class ServeConfig:
         Of the descriptors that are answered.
     max_voxels : int
         The largest image of one request. A request needs up to 2 GiB and some 300 bytes a voxel.
+    max_cost : int, optional
+        What one request may cost: the voxels that the network computes for it, halos and padding included (see
+        `dsir_metric.represent.plan.computed_voxels`). By default three times `max_voxels`.
     concurrency : int
         Requests that are computed at the same time.
     queue : int
         Requests that may wait; further ones are told to come back later.
+    max_connections : int
+        Connections of clients, for HTTP and for gRPC each. When all are taken, an idle one is closed for a new one.
+    buffer_bytes : int
+        Requests and answers that are held in memory, of all clients together; at least one request is.
     patience_s : int
-        Seconds within which an HTTP request must begin and go on; who lets the server wait is hung up on.
+        Seconds within which a request must begin and go on, and an answer be read; who lets the server wait is hung up
+        on.
     grace_s : int
         Seconds that requests under way are given when the server is stopped.
     device : str
@@ -53,42 +69,46 @@ class ServeConfig:
         If one of these is out of range.
     """
 
-    model: str | Path = "default"
-    name: str = MODEL_NAME
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
+    model: Path | str = "default"
+    name: Annotated[str, Length(1, 200)] = MODEL_NAME
+    host: Annotated[str, Length(1, 253)] = "127.0.0.1"  # the longest name of a host
+    http_port: Port = 8000
+    grpc_port: Port = 8001
     certificate: Path | None = None
     key: Path | None = None
     precision: Precision = "fp16"
-    max_voxels: int = 16_000_000
-    concurrency: int = 1
-    queue: int = 64
-    patience_s: int = 60
-    grace_s: int = 30
+    max_voxels: Annotated[int, Range(1, _MOST_VOXELS)] = 16_000_000
+    max_cost: Annotated[int, Range(1, MOST_NUMBER)] | None = None
+    concurrency: Annotated[int, Range(1, 1024)] = 1  # as threads
+    queue: Annotated[int, Range(0, 1_000_000)] = 64
+    max_connections: Annotated[int, Range(1, 1_000_000)] = 512
+    buffer_bytes: Bytes = 256_000_000
+    patience_s: Seconds = 60
+    grace_s: Annotated[int, Range(0, 86_400)] = 30
     device: str = "auto"
-    threads: int | None = None
+    threads: Threads | None = None
 
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ConfigError(f"name {self.name!r} is no name for a model; it becomes a part of the address")
-        for port in (self.http_port, self.grpc_port):
-            if not 0 <= port < 65536:
-                raise ConfigError(f"port {port} is none; give one up to 65535, or 0 for any that is free")
-        if not 1 <= self.max_voxels <= _MOST_VOXELS:
-            raise ConfigError(
-                f"max_voxels is {self.max_voxels}; 1 to {_MOST_VOXELS} are possible: clients cut larger images up"
-            )
+    def check_together(self) -> None:
+        """See that the name fits an address, and that a certificate has its key."""
+        if "/" in self.name:
+            raise ConfigError(f"name must have no slash, got {self.name!r}; it becomes a part of the address")
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a certificate and its key belong together; give both, or neither for no encryption")
-        for name, least in (("concurrency", 1), ("queue", 0), ("patience_s", 1), ("grace_s", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
+
+    @property
+    def most_cost(self) -> int:
+        """Computed voxels that one request may cost."""
+        return max(LEAST_COST, _COST_PER_VOXEL * self.max_voxels) if self.max_cost is None else self.max_cost
 
     @property
     def request_bytes(self) -> int:
         """The longest request: its voxels and what surrounds them."""
         return 4 * self.max_voxels + (1 << 20)
+
+    @property
+    def room_bytes(self) -> int:
+        """What is held in memory of requests and answers: `buffer_bytes`, but room for the longest request."""
+        return max(self.buffer_bytes, self.request_bytes)
 
     @property
     def secure(self) -> bool:

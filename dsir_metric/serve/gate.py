@@ -1,25 +1,45 @@
-"""What a request passes before kserve: patience, the largest size, the one version there is, and no repository."""
+"""HTTP before kserve: what is refused unread, and requests for descriptors, which are read as far as there is room."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
+import logging
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
+import numpy as np
+
+from dsir_metric.errors import DsirError, ModelFileError
+from dsir_metric.serve.answer import Abandoned
 from dsir_metric.serve.config import VERSION, ServeConfig
+from dsir_metric.serve.limit import Full
+from dsir_metric.serve.model import Outputs
+from dsir_metric.serve.request import InferenceRequest, quoted
+from dsir_metric.serve.room import Held, Late, Room
+from dsir_metric.serve.text_protocol import decode, encode, json_bytes
 
-__all__ = ["Calls", "Gate", "patient", "servicer"]
+__all__ = ["REPOSITORY_STAYS", "RETRY_AFTER_S", "Gate", "Infer", "wrong_version"]
 
-_STAYS = "this server has one model, which stays"
-_READ_S = 2.0  # what an answer needs to be read by its client, at the end
+REPOSITORY_STAYS = "this server has one model, which stays"
+RETRY_AFTER_S = 2  # a guess: a tile takes seconds
+_GRACE_S = 4.0  # for 256 KiB, when others wait for the room
+_LENGTH = b"inference-header-content-length"
+_PIECE_BYTES = 1 << 18  # of an answer, written at a time; a client that reads none of it is noticed
+_DRAINED = 4  # times the longest request: what is read of one that is refused, so that its client reads why
+_MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/.*)?")
+_KNOWN = re.compile(r"/|/metrics|/v2|/v2/.*")
+
+_log = logging.getLogger("dsir_metric.serve")
 Scope = dict[str, Any]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
+Infer = Callable[[InferenceRequest], Awaitable[Outputs]]
+Result = TypeVar("Result")
+
+
+class _Gone(Exception):  # noqa: N818  # nothing is wrong
+    """The client has hung up."""
 
 
 class Gate:
@@ -28,148 +48,172 @@ class Gate:
     Parameters
     ----------
     application : ASGI application
+        Answers all but requests for descriptors.
+    infer : callable
+        Answers those.
+    room : Room
+        For what is read and answered.
     config : ServeConfig
     """
 
-    def __init__(self, application: Application, config: ServeConfig) -> None:
-        self._application = application
+    def __init__(self, application: Application, infer: Infer, room: Room, config: ServeConfig) -> None:
+        self._application, self._infer, self._room = application, infer, room
         self._most_bytes = config.request_bytes
-        self._versions = re.compile(rf"(/v2/models/{re.escape(config.name)})/versions/([^/]+)")
+        self._name = config.name
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer what is refused, and pass on the rest without its version."""
-        refused = self._refusal(scope)
-        if refused is None:
-            path = self._versions.sub(r"\1", scope["path"])
-            await self._application({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+        """Answer what is refused and requests for descriptors, and pass on the rest without its version."""
+        headers = dict(scope["headers"])
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            await self._drain(receive, headers)
+            await _say(send, *refused, close=True)
             return
-        status, reason = refused
-        while status == 413 and (await receive()).get("more_body"):
-            pass  # who is still sending would not read why it is refused
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps({"error": reason}).encode()})
+        found = _MODEL.fullmatch(scope["path"])
+        if found and found["rest"] == "/infer" and scope["method"] == "POST":
+            await self._answer(receive, send, headers)
+            return
+        path = f"/v2/models/{found['name']}{found['rest'] or ''}" if found else scope["path"]
+        await self._application({**scope, "path": path, "raw_path": path.encode()}, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Status and reason."""
-        found = self._versions.match(scope["path"])
-        if found and found[2] != VERSION:
-            return 404, _absent(found[2])
-        if scope["path"].startswith("/v2/repository"):
-            return 404, _STAYS
-        if scope["method"] == "POST":
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            if not length.isdigit():
-                return 411, "a request must say how long it is (content-length)"
-            if int(length) > self._most_bytes:
-                return 413, f"the request has {int(length)} bytes; this server takes {self._most_bytes}: send tiles"
+        if b"transfer-encoding" in headers:
+            return 411, "a request must say how long it is (content-length)"
+        return self._wrong_path(scope) or self._wrong_length(scope, headers)
+
+    def _wrong_path(self, scope: Scope) -> tuple[int, str] | None:
+        path = scope["path"]
+        if path.startswith("/v2/repository"):
+            return 404, REPOSITORY_STAYS
+        if path.startswith("/v1/"):
+            return 400, "only the Open Inference Protocol, /v2, is spoken here"
+        if not _KNOWN.fullmatch(path):
+            return 404, f"{quoted(path)} is not here; the protocol is at /v2, metrics are at /metrics"
+        found = _MODEL.fullmatch(path)
+        if found and found["name"] != self._name:
+            return 404, f"there is no model {quoted(found['name'])}; this server has {self._name}"
+        if found and found["version"] not in (None, VERSION):
+            return 404, wrong_version(found["version"])
         return None
 
+    def _wrong_length(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        length = headers.get(b"content-length")
+        if length is None:
+            return (411, "a request must say how long it is (content-length)") if scope["method"] == "POST" else None
+        if not _number(length):
+            return 400, "content-length must be a number of bytes"
+        if int(length) > self._most_bytes:
+            return 413, f"the request has {int(length)} bytes; this server takes {self._most_bytes}: send tiles"
+        return None
 
-def patient(protocol: Any, patience_s: float) -> Any:
-    """uvicorn's protocol for a connection, which hangs up on a client that does not go on with its request."""  # noqa: D403
+    async def _drain(self, receive: Any, headers: dict[bytes, bytes]) -> None:
+        """Let a client send the rest of a request: who is still sending would not read why it is refused."""
+        length = headers.get(b"content-length", b"")
+        if _number(length) and int(length) <= _DRAINED * self._most_bytes and b"expect" not in headers:
+            while (await receive()).get("more_body"):
+                pass
 
-    class Patient(protocol):  # type: ignore[misc]
-        """A head must be complete in time; of a body something must come."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._heard_s = self.loop.time()
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            if self.cycle is not None and self.cycle.more_body:
-                self._heard_s = self.loop.time()
-            super().data_received(data)
-
-        def _watch(self) -> None:
-            now = self.loop.time()
-            if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
-                self._heard_s = now  # it is us who take their time
-            if now - self._heard_s > patience_s:
-                self.transport.abort()
-            if not self.transport.is_closing():
-                self.loop.call_later(patience_s / 4, self._watch)
-
-    return Patient
-
-
-class Calls:
-    """The gRPC requests that are being answered, until all have been.
-
-    Attributes
-    ----------
-    ending : bool
-        No further ones are taken.
-    """
-
-    def __init__(self) -> None:
-        self.ending = False
-        self._under_way = 0
-        self._answered_s = -math.inf
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """While it is answered."""
-        self._under_way += 1
+    async def _answer(self, receive: Any, send: Any, headers: dict[bytes, bytes]) -> None:
+        """Answer a request for descriptors."""
+        unread = True
         try:
-            yield
-        finally:
-            self._under_way -= 1
-            self._answered_s = time.monotonic()
+            async with self._room.share(int(headers[b"content-length"]), _GRACE_S) as held:
+                async with held.coming():
+                    body = await _read(receive, held)
+                unread = False
+                length, parts = await _unless_gone(self._work(body, headers), receive)
+                held.size += sum(map(len, parts))
+                binary = {} if length is None else {_LENGTH.decode(): str(length)}
+                kind = "application/json" if length is None else "application/octet-stream"
+                await _send(send, 200, parts, {"content-type": kind, **binary})
+        except (_Gone, Abandoned):
+            pass  # nobody is there to be told
+        except (Full, Late, DsirError) as error:
+            if unread and not isinstance(error, Late):
+                await self._drain(receive, headers)
+            status = _status(error)
+            await _say(send, status, str(error), close=unread)
 
-    async def end(self, latest: float) -> None:
-        """Take no more, and wait until those that came have been answered and the answers read.
-
-        A gRPC server that is told to stop closes a connection with its last answer still in the buffers of the kernel,
-        which drops that if the client says anything more; and clients do, to have the rest of it sent.
-
-        Parameters
-        ----------
-        latest : float
-            When to wait no longer, in seconds of `time.monotonic`.
-        """
-        self.ending = True
-        while (now := time.monotonic()) < latest and (self._under_way or now < self._answered_s + _READ_S):
-            await asyncio.sleep(0.05)
-
-
-def servicer(kserve: SimpleNamespace, plane: Any, calls: Calls) -> Any:
-    """kserve's answers to gRPC requests, but for versions, for the repository, and at the end."""  # noqa: D403
-
-    def refuse(reason: str) -> None:
-        absent = kserve.ModelNotFound()
-        absent.reason = reason
-        raise absent
-
-    def check(version: str) -> None:
-        if version not in ("", VERSION):
-            refuse(_absent(version))
-
-    class Servicer(kserve.InferenceServicer):  # type: ignore[misc, name-defined]
-        """Size is limited by the gRPC server itself."""
-
-        async def ModelInfer(self, request: Any, context: Any) -> Any:
-            check(request.model_version)
-            if calls.ending:
-                ending = kserve.ServerNotReady()
-                ending.reason = "this server is stopping"
-                raise ending
-            with calls.one_more():
-                return await super().ModelInfer(request, context)
-
-        async def ModelMetadata(self, request: Any, context: Any) -> Any:
-            check(request.version)
-            return await super().ModelMetadata(request, context)
-
-        async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-            refuse(_STAYS)
-
-        async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-            refuse(_STAYS)
-
-    return Servicer(plane, kserve.ModelRepositoryExtension(plane.model_registry))
+    async def _work(self, body: memoryview, headers: dict[bytes, bytes]) -> tuple[int | None, list[Any]]:
+        """The answer to the body of a request."""
+        said = headers.get(_LENGTH)
+        length = json_bytes(None if said is None else said.decode("latin-1"), len(body))
+        request = await asyncio.to_thread(decode, body, length)
+        outputs = await self._infer(request)
+        return await asyncio.to_thread(encode, request, self._name, outputs)
 
 
-def _absent(version: str) -> str:
-    return f"version {version} is not here; there is version {VERSION}"
+def wrong_version(version: str) -> str:
+    """Reason for refusing one."""
+    return f"version {quoted(version)[1:-1]} is not here; there is version {VERSION}"
+
+
+def _number(value: bytes) -> bool:
+    return value.isdigit() and len(value) < 16
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, ModelFileError):
+        _log.error("%s", error)
+        return 500
+    return 503 if isinstance(error, Full) else 408 if isinstance(error, Late) else 400
+
+
+async def _read(receive: Any, held: Held) -> memoryview:
+    """The body of a request."""
+    body, at = np.empty(held.size, np.uint8).data, 0  # pages that are not written take no memory
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        piece = message["body"]
+        body[at : at + len(piece)] = piece
+        at += len(piece)
+        held.progress(len(piece))
+        if not message["more_body"]:
+            return body[:at]
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Any) -> Result:
+    """Result of `work`, which is cancelled when the client hangs up.
+
+    Raises
+    ------
+    _Gone
+        If it does.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_departure(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _Gone
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _departure(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _say(send: Any, status: int, reason: str, *, close: bool) -> None:
+    """Say why a request is not answered."""
+    fields = {"content-type": "application/json"}
+    fields |= {"connection": "close"} if close else {}
+    fields |= {"retry-after": str(RETRY_AFTER_S)} if status in (408, 503) else {}
+    await _send(send, status, [json.dumps({"error": reason}).encode()], fields)
+
+
+async def _send(send: Any, status: int, parts: list[Any], fields: dict[str, str]) -> None:
+    """Send an answer, piece by piece as the client reads it."""
+    fields = {"content-length": str(sum(map(len, parts))), **fields}
+    headers = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for part in parts:
+        for start in range(0, len(part), _PIECE_BYTES):
+            piece = bytes(part[start : start + _PIECE_BYTES])
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

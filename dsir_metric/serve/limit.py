@@ -32,8 +32,14 @@ class Turnstile:
         self._most = concurrency + queue
         self._places = threading.Semaphore(self._most)
 
-    async def run(self, call: Callable[[], Result]) -> Result:
+    async def run(self, call: Callable[[], Result], abandon: Callable[[], None] = lambda: None) -> Result:
         """Result of `call`, when it was its turn.
+
+        Parameters
+        ----------
+        call : callable
+        abandon : callable
+            Called when nobody waits for the result any more, to end `call` early.
 
         Raises
         ------
@@ -44,4 +50,8 @@ class Turnstile:
             raise Full(f"busy: {self._most} requests are computed or wait; come back later")
         future = self._threads.submit(call)
         future.add_done_callback(lambda _: self._places.release())
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            abandon()
+            raise

@@ -14,17 +14,17 @@ __all__ = ["kserve_parts"]
 
 _PACKAGE = Package("serve", "kserve", "0.21")
 _WANTED = {
-    "kserve": ("InferInput", "InferOutput", "InferRequest", "InferResponse", "Model", "ModelRepository"),
-    "kserve.errors": ("InferenceError", "InvalidInput", "ModelNotFound", "ServerNotReady"),
+    "kserve": ("Model", "ModelRepository"),
     "kserve.model_server": ("app",),
     "kserve.protocol.dataplane": ("DataPlane",),
+    "kserve.protocol.grpc": ("grpc_predict_v2_pb2",),
+    "kserve.protocol.grpc.grpc_predict_v2_pb2": ("ModelInferResponse",),
     "kserve.protocol.grpc.grpc_predict_v2_pb2_grpc": ("add_GRPCInferenceServiceServicer_to_server",),
-    "kserve.protocol.grpc.interceptors": ("ExceptionToStatusInterceptor",),
     "kserve.protocol.grpc.servicer": ("InferenceServicer",),
-    "kserve.protocol.infer_type": ("RequestedOutput",),
     "kserve.protocol.model_repository_extension": ("ModelRepositoryExtension",),
     "kserve.protocol.rest.server": ("RESTServer",),
-    "grpc": ("aio", "ssl_server_credentials"),
+    "google.protobuf.message": ("DecodeError",),
+    "grpc": ("StatusCode", "aio", "ssl_server_credentials", "stream_unary_rpc_method_handler"),
     "uvicorn": ("Config", "Server"),
     "uvicorn.protocols.http.auto": ("AutoHTTPProtocol",),
 }

@@ -24,9 +24,13 @@ from dsir_metric.represent.tiled import TiledNetwork
 from dsir_metric.represent.wire import Offer
 from dsir_metric.serve.answer import Answerer
 from dsir_metric.serve.config import ServeConfig
-from dsir_metric.serve.gate import Calls, Gate, patient, servicer
-from dsir_metric.serve.model import data_plane
+from dsir_metric.serve.connections import patient
+from dsir_metric.serve.gate import Gate, Infer
+from dsir_metric.serve.model import Outputs, data_plane
 from dsir_metric.serve.parts import kserve_parts
+from dsir_metric.serve.request import InferenceRequest
+from dsir_metric.serve.room import Room
+from dsir_metric.serve.rpc import Calls, admission, servicer
 
 __all__ = ["Endpoints", "serve"]
 
@@ -66,7 +70,7 @@ def serve(config: ServeConfig, on_start: Callable[[Endpoints], None] = lambda _:
     kserve = kserve_parts()
     _check_certificate(config)
     network = TiledNetwork(open_network(config.model, config.device, config.threads))
-    answerer = Answerer(network, Offer(network.card, config.max_voxels, config.precision))
+    answerer = Answerer(network, Offer(network.card, config.max_voxels, config.precision), config.most_cost)
     with _listen(config) as listening, _signals_noted():
         asyncio.run(_run(kserve, config, answerer, listening, on_start))
 
@@ -79,9 +83,16 @@ async def _run(
     on_start: Callable[[Endpoints], None],
 ) -> None:
     plane = data_plane(kserve, config, answerer)
-    http = _http_server(kserve, config, plane)
-    calls = Calls()
-    grpc, grpc_port = _grpc_server(kserve, config, servicer(kserve, plane, calls))
+
+    async def infer(request: InferenceRequest) -> Outputs:
+        outputs, _ = await plane.infer(config.name, request)
+        found: Outputs = outputs
+        return found
+
+    room, calls = Room(config.room_bytes, config.queue, config.patience_s), Calls()
+    http = _http_server(kserve, config, plane, infer, room)
+    answers = servicer(kserve, plane, infer, calls, config)
+    grpc, grpc_port = _grpc_server(kserve, config, answers, admission(kserve, room, config))
     await grpc.start()
     serving = asyncio.create_task(http.serve(sockets=[listening]))
     while not (http.started or serving.done()):
@@ -106,18 +117,18 @@ async def _end(grpc: Any, calls: Calls, latest: float) -> None:
     await grpc.stop(max(0.0, latest - time.monotonic()))
 
 
-def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> Any:
-    """kserve's application behind a gate: the protocol, health and metrics."""  # noqa: D403
+def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any, infer: Infer, room: Room) -> Any:
+    """kserve's application behind a gate: health, metadata and metrics."""  # noqa: D403
     extension = kserve.ModelRepositoryExtension(plane.model_registry)
     kserve.RESTServer("kserve.model_server:app", plane, extension, config.http_port).create_application()
     return kserve.Server(
         kserve.Config(
-            Gate(kserve.app, config),
+            Gate(kserve.app, infer, room, config),
             log_config=None,
             access_log=False,
             lifespan="off",
             ws="none",
-            http=patient(kserve.AutoHTTPProtocol, config.patience_s),
+            http=patient(kserve.AutoHTTPProtocol, config),
             timeout_graceful_shutdown=config.grace_s,
             ssl_certfile=config.certificate,
             ssl_keyfile=config.key,
@@ -125,11 +136,17 @@ def _http_server(kserve: SimpleNamespace, config: ServeConfig, plane: Any) -> An
     )
 
 
-def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, answers: Any) -> tuple[Any, int]:
+def _grpc_server(kserve: SimpleNamespace, config: ServeConfig, answers: Any, admission: Any) -> tuple[Any, int]:
     """A gRPC server that is not started yet, and its port."""
     server = kserve.aio.server(
-        interceptors=(kserve.ExceptionToStatusInterceptor(),),
+        interceptors=(admission,),
+        maximum_concurrent_rpcs=config.max_connections,
         options=[
+            ("grpc.max_allowed_incoming_connections", config.max_connections),
+            ("grpc.server_handshake_timeout_ms", 1000 * config.patience_s),
+            ("grpc.max_connection_idle_ms", 5000 * config.patience_s),  # a client opens another one
+            ("grpc.keepalive_time_ms", 1000 * config.patience_s),  # who does not answer a ping in time has gone
+            ("grpc.keepalive_timeout_ms", 1000 * config.patience_s),
             ("grpc.max_receive_message_length", config.request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),

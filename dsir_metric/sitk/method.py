@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import SimpleITK as sitk
 
 from dsir_metric.sitk.dns import ComparedPair, Picture, compared_pair, require_one_dimension
@@ -17,6 +14,7 @@ from dsir_metric.sitk.problem import Metric
 from dsir_metric.sitk.recorder import RecordingMethod
 from dsir_metric.sitk.run import Run, ingredients
 from dsir_metric.sitk.settings import Settings
+from dsir_metric.threads import at_most
 
 __all__ = ["ImageRegistrationMethod"]
 
@@ -29,16 +27,6 @@ class _Outcome:
     metric_value: float = 0.0
     valid_points: int = 0
     stop_description: str = ""
-
-
-@contextmanager
-def _metric_threads(count: int) -> Iterator[None]:
-    before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 class ImageRegistrationMethod(RecordingMethod):
@@ -115,9 +103,9 @@ class ImageRegistrationMethod(RecordingMethod):
         require_one_dimension(settings, fixed, moving)
         pair = self._compare(fixed, moving, settings)
 
-        def metric_of(level: Level) -> Metric:
+        def metric_of(level: Level, transform: Any) -> Metric:
             nonlocal pair
-            pair = pair.facing(settings, [t for t in (run.position.transform, after) if t is not None])
+            pair = pair.facing(settings, [t for t in (transform, after) if t is not None])
             return pair.metric(settings, level, after)
 
         run = Run(
@@ -130,7 +118,7 @@ class ImageRegistrationMethod(RecordingMethod):
         )
         self._running = run
         try:
-            with _metric_threads(self.GetNumberOfThreads()):
+            with at_most(self.GetNumberOfThreads()):
                 result = run.execute()
         except Exception as error:
             run.optimizer.stop_description = str(error)
@@ -165,7 +153,8 @@ class ImageRegistrationMethod(RecordingMethod):
         pair = self._compare(fixed, moving, settings)
         metric = pair.metric(settings, whole_level(settings, pair.fixed_grid), settings.moving_initial)
         identity = sitk.Transform(pair.fixed_grid.dimension, sitk.sitkIdentity)
-        return float(metric.value(identity if settings.initial is None else settings.initial))
+        with at_most(self.GetNumberOfThreads()):
+            return float(metric.value(identity if settings.initial is None else settings.initial))
 
     def _compare(self, fixed: Picture, moving: Picture, settings: Settings) -> ComparedPair:
         return compared_pair(fixed, moving, settings)

@@ -21,7 +21,7 @@ from dsir_metric.sitk.settings import Settings
 
 __all__ = ["MetricOfLevel", "Run", "ingredients"]
 
-MetricOfLevel = Callable[[Level], Metric]
+MetricOfLevel = Callable[[Level, Any], Metric]
 
 
 def ingredients(settings: Settings) -> tuple[Any, Any, Optimizer]:
@@ -57,7 +57,8 @@ class Run:
     fixed, moving : Grid
         Of the two images.
     metric_of_level : callable
-        Makes the metric of a level.
+        Makes the metric of a level that begins at a transform. It must not hold this object: what it compares is
+        large, and is to be free as soon as the registration is over.
     commands : Commands
         Called as things happen.
     small_slopes : bool
@@ -151,7 +152,7 @@ class Run:
         if settings.scales.kind != "manual":
             estimator = ScaleEstimator(settings.scales, self.position, self._after, level.virtual, self._moving)
         self.problem = Problem(
-            self._metric_of_level(level),
+            self._metric_of_level(level, self.position.transform),
             self.position,
             estimator,
             np.array(settings.scales.values),

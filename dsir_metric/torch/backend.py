@@ -21,6 +21,7 @@ from dsir_metric.torch.instance import optimise
 from dsir_metric.torch.mind import mind_ssc
 from dsir_metric.torch.objective import Volumes
 from dsir_metric.torch.parametrisation import to_mm
+from dsir_metric.torch.threads import torch_threads
 from dsir_metric.torch.warp import sample
 
 __all__ = ["check", "choose_device", "deform"]
@@ -41,16 +42,13 @@ def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
         If the GPU has not enough memory, or no point falls inside the moving image.
     """
     config, device = problem.config, choose_device(problem.config.device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
-        volumes, linear = _volumes(problem, linear, device)
-        start = _convex(volumes, linear, config.instance.metric) if config.instance.init == "convex" else None
-        return optimise(volumes, linear, config.instance, config.deformable, start=start, on_iteration=report)
-    except torch.OutOfMemoryError as error:
-        raise RegistrationError(_short_of_memory(problem, device)) from error
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(config.threads):
+        try:
+            volumes, linear = _volumes(problem, linear, device)
+            start = _convex(volumes, linear, config.instance.metric) if config.instance.init == "convex" else None
+            return optimise(volumes, linear, config.instance, config.deformable, start=start, on_iteration=report)
+        except torch.OutOfMemoryError as error:
+            raise RegistrationError(_short_of_memory(problem, device)) from error
 
 
 def check(config: RegisterConfig) -> None:
@@ -65,8 +63,16 @@ def choose_device(name: str) -> torch.device:
     ------
     MissingDependencyError
         If it is "cuda" and torch finds no GPU.
+    RegistrationError
+        If it is "cuda" in a process that was forked from one that used the GPU.
     """
-    found = torch.cuda.is_available()
+    lost = torch.cuda._is_in_bad_fork()
+    found = torch.cuda.is_available() and not lost
+    if name == "cuda" and lost:
+        raise RegistrationError(
+            "torch cannot use the GPU in a process that was forked from one that used it; start workers with "
+            "multiprocessing.get_context('spawn'), or choose device cpu"
+        )
     if name == "cuda" and not found:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise MissingDependencyError(

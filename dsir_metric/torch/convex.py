@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from dsir_metric.bounds import Length, Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError, DataError, ShapeError
 from dsir_metric.torch.warp import compose, identity, resize, warp
 
@@ -29,8 +31,11 @@ _FLAT = 1e-2  # least cost of two places at random, relative to the terms it is 
 _INVERSIONS = 10  # fixed-point iterations for an inverse that only carries a mask
 
 
+Edge = Annotated[int, Range(1, 1024)]  # voxels
+
+
 @dataclass(frozen=True)
-class ConvexConfig:
+class ConvexConfig(Settings):
     """Settings of the discrete search. Lengths are in voxels of the feature volumes; levels go from coarse to fine.
 
     Parameters
@@ -68,35 +73,37 @@ class ConvexConfig:
     share of 0.117 was left; without consistency 0.127, with a third of the coupling as well 0.138.
     """
 
-    spacing_vox: tuple[int, ...] = (8, 4)
-    step_vox: tuple[int, ...] = (4, 2)
-    half_width_vox: tuple[int, ...] = (32, 6)
-    coupling: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-    smoothing: int = 1
-    consistency: int = 2
+    spacing_vox: Annotated[tuple[Edge, ...], Length(1, 8)] = (8, 4)
+    step_vox: Annotated[tuple[Edge, ...], Length(1, 8)] = (4, 2)
+    half_width_vox: Annotated[tuple[Edge, ...], Length(1, 8)] = (32, 6)
+    coupling: Annotated[tuple[Annotated[float, Range(0, 1e6, above=True)], ...], Length(1, 100)] = (
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+    )
+    smoothing: Annotated[int, Range(0, 100)] = 1
+    consistency: Annotated[int, Range(0, 100)] = 2
     metric: Literal["cosine", "ssd"] = "cosine"
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that there is one value of each for every level, and that steps fit cells."""
         levels = list(zip(self.spacing_vox, self.step_vox, self.half_width_vox, strict=False))
-        if not levels or not len(self.spacing_vox) == len(self.step_vox) == len(self.half_width_vox):
+        if not len(self.spacing_vox) == len(self.step_vox) == len(self.half_width_vox):
             raise ConfigError(
                 f"convex: spacing_vox is {self.spacing_vox}, step_vox {self.step_vox}, half_width_vox "
                 f"{self.half_width_vox}; give one value of each for every level"
             )
         for spacing, step, half in levels:
-            if step < 1 or spacing < 1 or spacing % step or half < step:
+            if spacing % step or half < step:
                 raise ConfigError(
                     f"convex: a level has cells of {spacing}, steps of {step} and a half width of {half} voxels; "
-                    "a step is positive, a cell a multiple of it, and the half width at least one step"
+                    "a cell must be a multiple of a step, and the half width at least one step"
                 )
-        if not self.coupling or min(self.coupling) <= 0 or list(self.coupling) != sorted(self.coupling):
-            raise ConfigError(f"convex: coupling is {self.coupling}; give positive weights that do not decrease")
-        if min(self.smoothing, self.consistency) < 0:
-            raise ConfigError(
-                f"convex: smoothing is {self.smoothing} and consistency {self.consistency}; neither may be negative"
-            )
-        if self.metric not in ("cosine", "ssd"):
-            raise ConfigError(f"convex: metric is {self.metric!r}; choose 'cosine' or 'ssd'")
+        if list(self.coupling) != sorted(self.coupling):
+            raise ConfigError(f"convex: coupling must not decrease, got {self.coupling}")
 
 
 class _Side(NamedTuple):

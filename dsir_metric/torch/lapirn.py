@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dsir_metric.errors import ConfigError, ShapeError
+from dsir_metric.bounds import Range
+from dsir_metric.config import Settings
+from dsir_metric.errors import ShapeError
 from dsir_metric.torch.warp import exponential, warp
 
 __all__ = ["MULTIPLE", "LapIRN", "LapIRNConfig", "RegistrationNetwork"]
@@ -23,7 +26,7 @@ _SLOPE = 0.2
 
 
 @dataclass(frozen=True)
-class LapIRNConfig:
+class LapIRNConfig(Settings):
     """Shape of a LapIRN. The defaults are the published ones where these are known.
 
     Parameters
@@ -44,19 +47,13 @@ class LapIRNConfig:
         Whether the output is a velocity to be integrated, or the displacement itself.
     """
 
-    channels: int = 24
-    width: int = 7
-    blocks: int = 5
-    levels: int = 3
-    squarings: int = 7
-    largest_velocity_vox: float = 4.0
+    channels: Annotated[int, Range(1, 1024)] = 24
+    width: Annotated[int, Range(1, 128)] = 7
+    blocks: Annotated[int, Range(1, 16)] = 5
+    levels: Annotated[int, Range(1, 4)] = 3
+    squarings: Annotated[int, Range(1, 16)] = 7
+    largest_velocity_vox: Annotated[float, Range(0, 1000, above=True)] = 4.0
     diffeomorphic: bool = True
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.width, self.blocks, self.squarings) < 1 or not self.largest_velocity_vox > 0:
-            raise ConfigError("channels, width, blocks, squarings and largest_velocity_vox of a LapIRN are positive")
-        if not 1 <= self.levels <= 4:
-            raise ConfigError(f"a LapIRN has 1 to 4 levels; {self.levels} came")
 
 
 class RegistrationNetwork(nn.Module, ABC):

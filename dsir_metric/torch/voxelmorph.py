@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from dsir_metric.bounds import Length, Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError, MissingDependencyError
 from dsir_metric.torch.lapirn import RegistrationNetwork
 
 __all__ = ["VoxelMorph", "VoxelMorphConfig"]
 
 
+Width = Annotated[int, Range(1, 1024)]  # channels
+
+
 @dataclass(frozen=True)
-class VoxelMorphConfig:
+class VoxelMorphConfig(Settings):
     """Shape of a VoxelMorph; the defaults are MONAI's, which are the published ones.
 
     Parameters
@@ -33,17 +39,17 @@ class VoxelMorphConfig:
         Whether the output is a velocity to be integrated, or the displacement itself.
     """
 
-    channels: int = 24
-    widths: tuple[int, ...] = (16, 32, 32, 32, 32, 32)
-    out_width: int = 32
-    final_widths: tuple[int, ...] = (16, 16)
-    squarings: int = 7
+    channels: Width = 24
+    widths: Annotated[tuple[Width, ...], Length(2, 8)] = (16, 32, 32, 32, 32, 32)
+    out_width: Width = 32
+    final_widths: Annotated[tuple[Width, ...], Length(0, 16)] = (16, 16)
+    squarings: Annotated[int, Range(1, 16)] = 7
     diffeomorphic: bool = True
 
-    def __post_init__(self) -> None:
-        counts = (*self.widths, *self.final_widths, self.channels, self.out_width, self.squarings)
-        if len(self.widths) % 2 or not 2 <= len(self.widths) <= 8 or min(counts) < 1:
-            raise ConfigError(f"widths of a VoxelMorph are 1 to 4 pairs of positive numbers; {list(self.widths)} came")
+    def check_together(self) -> None:
+        """See that the channels down and up are in pairs."""
+        if len(self.widths) % 2:
+            raise ConfigError(f"widths of a VoxelMorph must be 1 to 4 pairs, got {list(self.widths)}")
 
 
 class VoxelMorph(RegistrationNetwork):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from dsir_metric_train.checkpoint import check_resumable, mixture_of, read_checkpoint
 from dsir_metric_train.loop import CHECKPOINT, train
 from dsir_metric_train.model import MasrNet, ModelConfig
@@ -23,8 +20,9 @@ from dsir_metric_train.views.scans import check_headers
 
 from dsir_metric.config import dump_toml, from_dict, to_dict
 from dsir_metric.errors import DataError, DsirError
-from dsir_metric.io import atomic, prepare_folder, write_json
+from dsir_metric.io import atomic, check_apart, content_hash, prepare_folder, remove, scratch_folder, write_json
 from dsir_metric.represent import ModelCard, Representer, load_card
+from dsir_metric.torch.threads import torch_threads
 from dsir_metric_export.export import export_network
 from dsir_metric_export.read import read_network
 from dsir_metric_export.trials import Figure, Score, Trial, compare, make_trial, score
@@ -34,6 +32,7 @@ __all__ = ["Adaptation", "Keep", "adapt"]
 Keep = Literal["better", "always"]
 FEWEST, MOST_HELD_BACK, TRIALS = 3, 8, 8
 YOURS = "yours"  # origin of the scans, in the card
+_WRITTEN = ("model.onnx", "report.json", "recipe.toml", CHECKPOINT, "log/metrics.csv")
 RATE = 2e-4  # the end of a long training, not its beginning
 
 
@@ -123,13 +122,16 @@ def adapt(
     DataError, ShapeError, GeometryError
         If there are fewer than three scans, or they are unusable; see `dsir_metric_train.loop.train`.
     ConfigError
-        If steps or crop are out of range, or what is resumed was begun otherwise.
+        If steps or crop are out of range, what is resumed was begun otherwise, or `out` has the model or a scan in the
+        place of a file to be written.
     ModelFileError
         If there is no such model, or the checkpoint to resume is damaged.
     """
-    begin, folder, out = time.perf_counter(), Path(folder), prepare_folder(out)
-    card = load_card(model)
+    begin, folder, out = time.perf_counter(), Path(folder), Path(out)
     files = [f for f in find_images(folder, ["**/*"]) if not f.name.startswith(".")]
+    check_apart([("the model", Path(model)), *(("the scan", f) for f in files)], (out / name for name in _WRITTEN))
+    prepare_folder(out)
+    card = load_card(model)
     trained, held = _split(files, folder, seed)
     recipe = _recipe(card, [f.relative_to(folder) for f in trained], steps, crop, seed)
     check_headers(files, recipe.placement)
@@ -141,7 +143,7 @@ def adapt(
     on_note(f"{len(files)} scans: {len(trained)} to train on, {len(held)} held back; begins with {card.name!r}")
     before = _scores(trials, model, threads)
     on_note(f"before: {_told(before)}")
-    with _torch_threads(threads):
+    with torch_threads(threads):
         checkpoint = train(
             out / "recipe.toml",
             out,
@@ -152,16 +154,18 @@ def adapt(
             progress=progress,
         )
     trained_network, content = read_checkpoint(checkpoint)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
-        made = Path(scratch) / "model.onnx"
+    with scratch_folder(out) as scratch:
+        made = scratch / "model.onnx"
         _export(trained_network, content, recipe, card, made, out.name)
         after = _scores(trials, made, threads)
         on_note(f"after: {_told(after)}")
         outcome = Adaptation(_figures(before, after), None, checkpoint)
+        remove(out / "report.json")  # of a run before: never beside a model of this one
         if outcome.better or keep == "always":
             os.replace(made, out / "model.onnx")
             outcome = replace(outcome, model=out / "model.onnx")
     report = _verdict(outcome, before, after) | {
+        "model": None if outcome.model is None else content_hash(outcome.model),
         "base": {"name": card.name, "weights_hash": card.weights_hash},
         "steps": steps,
         "held_back": [f.relative_to(folder).as_posix() for f in held],
@@ -179,17 +183,6 @@ def _verdict(outcome: Adaptation, before: Sequence[Score], after: Sequence[Score
         "figures": {name: asdict(f) | {"verdict": f.verdict} for name, f in outcome.figures.items()},
         "trials": [{"before": asdict(b), "after": asdict(a)} for b, a in zip(before, after, strict=True)],
     }
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads for a while, where a number is given."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _split(files: Sequence[Path], folder: Path, seed: int) -> tuple[list[Path], list[Path]]:

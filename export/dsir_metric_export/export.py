@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +14,15 @@ import torch
 from dsir_metric_train.checkpoint import mixture_of, read_checkpoint
 from dsir_metric_train.model import MasrNet
 
-from dsir_metric.errors import DataError, ModelFileError
+from dsir_metric.errors import ModelFileError
+from dsir_metric.io import atomic, check_apart
 from dsir_metric.represent.card import FORMAT, ModelCard
 from dsir_metric.represent.probe import probe_volume
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric_export.halves import INPUTS, OUTPUTS, Halves
 from dsir_metric_export.parity import measure_parity
 
-__all__ = ["export_model", "export_network", "reference", "save", "to_onnx"]
+__all__ = ["export_model", "export_network", "reference", "to_onnx"]
 
 OPSET = 18
 
@@ -52,7 +51,10 @@ def export_model(checkpoint: Path, out: Path, name: str | None = None) -> ModelC
         If the checkpoint is not one of this training.
     ParityError
         If torch and ONNX Runtime disagree.
+    ConfigError
+        If `out` is the checkpoint.
     """
+    check_apart([("the checkpoint", Path(checkpoint))], [Path(out)])
     network, content = read_checkpoint(checkpoint)
     settings = content["hyper_parameters"]
     mixture = mixture_of(content)
@@ -72,15 +74,11 @@ def export_network(
     out = Path(out)
     halves = Halves(network).eval()
     model = _to_onnx(halves)
-    temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
-    try:
-        save(model, temporary)
+    with atomic(out) as temporary:
+        onnx.save(model, temporary)
         metadata = _card(halves, name or out.stem, recipe or {}, data, mixture, temporary).to_metadata()
         onnx.helper.set_model_props(model, metadata)
-        save(model, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        onnx.save(model, temporary)
     return ModelCard.from_metadata(metadata, out)
 
 
@@ -148,14 +146,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model file; DataError if that fails."""
-    try:
-        onnx.save(model, path)
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot be written to ({error.strerror}); choose another folder") from error
-
-
 def _card(
     halves: Halves,
     name: str,
@@ -181,8 +171,8 @@ def _card(
         head_bytes_per_voxel=4 * (3 * channels + 8 * shape.features),  # measured: 420 for 24 channels, 4 features
         intensity="auto",
         config=shape.to_dict(),
-        recipe=dict(recipe),
-        data=tuple(dict(entry) for entry in data),
+        recipe=recipe,
+        data=tuple(data),
         weights_hash=weights_hash(file),
         parity=measure_parity(halves, file),
         reference=reference(network),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,11 @@ from dsir_metric_train.registration import read_registration
 from torch import Tensor, nn
 
 from dsir_metric.errors import ParityError
+from dsir_metric.io import atomic
 from dsir_metric.register.lapirn import FORMAT, RegistrationCard
 from dsir_metric.represent.runtime import open_session
 from dsir_metric.torch.lapirn import MULTIPLE, RegistrationNetwork
-from dsir_metric_export.export import save, to_onnx
+from dsir_metric_export.export import to_onnx
 
 __all__ = ["Registering", "export_registration", "measure_registration_parity"]
 
@@ -79,9 +78,8 @@ def export_registration(checkpoint: Path, folder: Path) -> RegistrationCard:
     registering = Registering(network).eval()
     example = tuple(torch.rand(1, network.channels, 32, 48, 64) for _ in range(2))
     model = to_onnx(registering, example, ("fixed", "moving"), registering.outputs, OPSET, MULTIPLE)
-    temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
-    try:
-        save(model, temporary)
+    with atomic(out) as temporary:
+        onnx.save(model, temporary)
         card = RegistrationCard(
             format=FORMAT,
             kind="registration",
@@ -102,10 +100,7 @@ def export_registration(checkpoint: Path, folder: Path) -> RegistrationCard:
             versions={"torch": str(torch.__version__), "onnx": onnx.__version__},
         )
         onnx.helper.set_model_props(model, card.to_metadata())
-        save(model, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        onnx.save(model, temporary)
     return card
 
 

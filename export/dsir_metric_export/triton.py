@@ -6,12 +6,15 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnx
 
+from dsir_metric.bounds import Range, quoted
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
-from dsir_metric.io import atomic, prepare_folder
+from dsir_metric.io import atomic, check_apart, prepare_folder
 from dsir_metric.represent import load_card
 from dsir_metric.represent.wire import CROP, IMAGE, MODEL_NAME, STRIDE, WINDOW, Offer, Precision, Tensor
 from dsir_metric_export.whole import whole_graph
@@ -27,7 +30,7 @@ _TYPES = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "FP64": "TYPE_FP64", "INT64"
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(Settings):
     """How a server runs the model.
 
     Parameters
@@ -50,17 +53,16 @@ class Deployment:
     """
 
     name: str = MODEL_NAME
-    version: int = 1
+    version: Annotated[int, Range(1, 1_000_000_000)] = 1
     precision: Precision = "fp16"
-    max_voxels: int = MAX_VOXELS
-    instances: int = 1
+    max_voxels: Annotated[int, Range(1, 1_000_000_000)] = MAX_VOXELS
+    instances: Annotated[int, Range(1, 1024)] = 1
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the name can be that of a server."""
         if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"name {self.name!r} is no name for a server; use lower-case letters, digits and hyphens")
-        if min(self.version, self.max_voxels, self.instances) < 1:
             raise ConfigError(
-                f"version {self.version}, max_voxels {self.max_voxels} and instances {self.instances} must be positive"
+                f"name {quoted(self.name)} is no name for a server; use lower-case letters, digits and hyphens"
             )
 
 
@@ -88,21 +90,23 @@ def export_triton(
     ModelFileError, ParityError
         See `whole_graph`.
     ConfigError
-        If a version that is there, and stays in use, answers with other tensors.
+        If a version that is there, and stays in use, answers with other tensors, or is the model itself.
     DataError
         If `repository` cannot be written.
     """
     deployment = deployment or Deployment()
+    folder = Path(repository) / deployment.name
+    manifest = folder.with_name(f"{deployment.name}.kserve.yaml")
+    graph = folder / str(deployment.version) / "model.onnx"
+    check_apart([("the model", Path(model))], [graph, manifest, folder / "config.pbtxt"])
     offer = Offer(load_card(model), deployment.max_voxels, deployment.precision)
     whole = whole_graph(model, offer)
-    folder = Path(repository) / deployment.name
     _check_versions(folder, deployment.version, whole)
-    manifest = folder.with_name(f"{deployment.name}.kserve.yaml")
     contents = {
         folder / "config.pbtxt": _config(deployment, offer).encode(),  # renamed last: Triton looks for it
         manifest: _manifest(deployment).encode(),
         **{folder / "warmup" / name: value for name, value in _warm_up().items()},
-        folder / str(deployment.version) / "model.onnx": whole.SerializeToString(),
+        graph: whole.SerializeToString(),
     }
     for parent in sorted({path.parent for path in contents}):
         prepare_folder(parent)

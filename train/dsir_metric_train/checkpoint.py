@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsir_metric.config import from_dict, to_dict
 from dsir_metric.errors import ConfigError, DataError, ModelFileError
+from dsir_metric.files import open_regular
 from dsir_metric.io import atomic
 from dsir_metric_train.model import MasrNet, ModelConfig
 from dsir_metric_train.recipe import Recipe
@@ -54,8 +55,12 @@ def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
         network.load_state_dict(network_weights(content))
         if not {"recipe", "data"} <= set(settings):
             raise KeyError("recipe and data are absent")
+        if not isinstance(settings["recipe"], dict) or not isinstance(settings["data"], list | tuple):
+            raise TypeError("recipe is no table, or data no list")
+        if not isinstance(content.get(_MIXTURE, torch.empty(0)), Tensor):
+            raise TypeError("mixture is no tensor")
     except (ConfigError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error)[:300].split())
         raise ModelFileError(f"{path}: is no checkpoint of `dsir-metric train` ({reason})") from error
     return network.eval(), content
 
@@ -63,7 +68,8 @@ def read_checkpoint(path: str | Path) -> tuple[MasrNet, dict[str, Any]]:
 def read_content(path: str | Path, command: str) -> Any:
     """What a checkpoint holds, on the CPU; raises as `read_checkpoint`, and names the `command` that makes such."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give one of `dsir-metric {command}`") from error
     except Exception as error:  # whatever unpickling damaged bytes raises

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from dsir_metric.bounds import Length, Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.dns import PAIRS, relations
 
 __all__ = ["MasrNet", "ModelConfig"]
 
 
+_MOST_WEIGHTS = 500_000_000  # 2 GB
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Shape of a MASR-Net. Where the paper is silent the field says so.
 
     Parameters
@@ -41,22 +47,26 @@ class ModelConfig:
         Added to sigma^2 of equation 1, in squared units of the features. The paper is silent.
     """
 
-    widths: tuple[int, ...] = (8, 16, 32, 64)
-    convolutions: int = 1
-    features: int = 4
-    dilations: tuple[int, ...] = (1, 2)
-    channels: int = 24
-    slope: float = 0.01
-    blur: tuple[int, ...] = (1, 2, 1)
+    widths: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Length(1, 7)] = (8, 16, 32, 64)
+    convolutions: Annotated[int, Range(1, 16)] = 1
+    features: Annotated[int, Range(1, 1024)] = 4
+    dilations: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Length(0, 8)] = (1, 2)
+    channels: Annotated[int, Range(1, 1024)] = 24
+    slope: Annotated[float, Range(-1, 1)] = 0.01
+    blur: Annotated[tuple[Annotated[int, Range(0, 10_000)], ...], Length(1, 15)] = (1, 2, 1)
     shared_squeeze: bool = True
-    epsilon: float = 1e-5
+    epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-5
 
-    def __post_init__(self) -> None:
-        counts = (*self.widths, *self.dilations, self.convolutions, self.features, self.channels)
-        if not self.widths or min(counts) < 1 or not self.epsilon > 0:
-            raise ConfigError("widths, dilations, convolutions, features, channels and epsilon of a model are positive")
-        if len(self.blur) % 2 == 0 or min(self.blur) < 0 or sum(self.blur) == 0:
-            raise ConfigError(f"blur is {list(self.blur)}; an odd number of weights is expected, none negative")
+    def check_together(self) -> None:
+        """See that the filter has a middle and passes something, and that the weights fit a machine."""
+        if len(self.blur) % 2 == 0 or sum(self.blur) == 0:
+            raise ConfigError(f"blur must be an odd number of weights, not all 0, got {list(self.blur)}")
+        weights = 2 * 27 * self.convolutions * sum(width**2 for width in self.widths)
+        if weights > _MOST_WEIGHTS:
+            raise ConfigError(
+                f"a model must have up to {_MOST_WEIGHTS} weights, got about {weights}; take smaller widths or fewer "
+                "convolutions"
+            )
 
     @property
     def multiple(self) -> int:

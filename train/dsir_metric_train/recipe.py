@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsir_metric.bounds import Length, Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.model import ModelConfig
 from dsir_metric_train.views import (
@@ -30,8 +32,15 @@ from dsir_metric_train.views.cache import Cache
 __all__ = ["DataSource", "Optimisation", "Recipe", "listed"]
 
 
+Count = Annotated[int, Range(1, 1_000_000)]
+Steps = Annotated[int, Range(1, 1_000_000_000)]
+Seed = Annotated[int, Range(0, (1 << 32) - 1)]  # what Lightning and NumPy take
+Rate = Annotated[float, Range(0, 1, above=True)]
+_MOST_SOURCES = 1000
+
+
 @dataclass(frozen=True)
-class DataSource:
+class DataSource(Settings):
     """One source of training views.
 
     Parameters
@@ -63,14 +72,15 @@ class DataSource:
     partners: tuple[str, ...] = ()
     outlines: tuple[str, ...] = ()
     partner_outlines: tuple[str, ...] = ()
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, 1e6, above=True)] = 1.0
     intensity: str = "auto"
-    assume_spacing_mm: float = 0.0
-    strip_above: int = 0
+    assume_spacing_mm: Annotated[float, Range(0, 1000)] = 0.0
+    strip_above: Annotated[int, Range(0, (1 << 32) - 1)] = 0
     origin: str = ""
     licence: str = ""
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the source has the files that its kind needs, and no others."""
         if (self.kind in ("shapes", "bodies")) == bool(self.files):
             raise ConfigError(
                 f"a source of kind {self.kind!r} with files {list(self.files)}: scans, pairs and labels need some"
@@ -81,14 +91,10 @@ class DataSource:
             )
         if bool(self.outlines) != bool(self.partner_outlines) or (self.outlines and not self.partners):
             raise ConfigError("outlines and partner_outlines belong to pairs, and to each other: give both or neither")
-        if self.weight <= 0:
-            raise ConfigError(f"the weight of a source is positive; {self.weight} came")
-        if self.assume_spacing_mm < 0:
-            raise ConfigError(f"assume_spacing_mm is a voxel size, or 0; {self.assume_spacing_mm} came")
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class Optimisation(Settings):
     """How the weights are found.
 
     Parameters
@@ -125,39 +131,29 @@ class Optimisation:
         Fixes weights, views and sampled points.
     """
 
-    steps: int = 20000
-    batch: int = 1
-    learning_rate: float = 1e-4
+    steps: Steps = 20000
+    batch: Annotated[int, Range(1, 10_000)] = 1
+    learning_rate: Rate = 1e-4
     decay: bool = False
-    points: int = 8196
-    temperature: float = 0.07
+    points: Count = 8196
+    temperature: Annotated[float, Range(1e-4, 1000)] = 0.07
     symmetric: bool = False
     both_views: bool = False
-    alignment: float = 0.0
-    calibration: int = 0
+    alignment: Annotated[float, Range(0, 1e6)] = 0.0
+    calibration: Annotated[int, Range(0, 1_000_000)] = 0
     precision: Literal["single", "mixed"] = "single"
-    chunk: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.points, self.chunk) < 1 or min(self.learning_rate, self.temperature) <= 0:
-            raise ConfigError("steps, batch, points, chunk, learning_rate and temperature are positive")
-        if not 0 <= self.alignment < np.inf:
-            raise ConfigError(f"alignment is a weight, 0 for none; {self.alignment} came")
-        if self.calibration < 0:
-            raise ConfigError(f"calibration is a number of pairs of views, 0 for none; {self.calibration} came")
-        if not 0 <= self.seed < 1 << 32:
-            raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
+    chunk: Count = 100
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """A training run: data, views, network, optimisation.
 
     `base` is the hash of the weights the run begins with; random weights where it is empty.
     """
 
-    sources: tuple[DataSource, ...]
+    sources: Annotated[tuple[DataSource, ...], Length(1, _MOST_SOURCES)]
     name: str = "masrnet"
     base: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -166,9 +162,8 @@ class Recipe:
     appearance: Appearance = field(default_factory=Appearance)
     optimisation: Optimisation = field(default_factory=Optimisation)
 
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("a recipe needs at least one [[sources]] table")
+    def check_together(self) -> None:
+        """See that the crops fit the network and what is to be seen in them."""
         thickest, half = self.appearance.slices_vox, self.placement.crop / 2
         if thickest > half:
             raise ConfigError(f"slices_vox is {thickest:g}; at most half a crop, {half:g}, can be seen")

@@ -43,28 +43,34 @@ class ScipyOptimizer(Optimizer):
         else:
             self.metric_value = problem.metric.value(problem.position.transform)
 
+        held = [problem]
+
         def evaluate(x: Vector) -> Any:
-            problem.position.move_to(x / unit)
+            here = held[0]
+            here.position.move_to(x / unit)
             if not self.uses_derivative:
-                return problem.value()
-            value, derivative = problem.value_and_derivative()
+                return here.value()
+            value, derivative = here.value_and_derivative()
             return value, derivative / unit
 
         def report(intermediate_result: optimize.OptimizeResult) -> None:
-            problem.position.move_to(intermediate_result.x / unit)
+            held[0].position.move_to(intermediate_result.x / unit)
             self.metric_value = float(intermediate_result.fun)
-            problem.iterated()
+            held[0].iterated()
             self.iteration += 1
             if self._stopped:
                 raise StopIteration
 
-        result = optimize.minimize(
-            evaluate,
-            problem.position.parameters * unit,
-            jac=self.uses_derivative,
-            callback=report,
-            **self._arguments(slope),
-        )
+        try:
+            result = optimize.minimize(
+                evaluate,
+                problem.position.parameters * unit,
+                jac=self.uses_derivative,
+                callback=report,
+                **self._arguments(slope),
+            )
+        finally:
+            held.clear()  # the problem holds representations, and SciPy may hold `evaluate` in a reference cycle
         problem.position.move_to(result.x / unit)
         self.metric_value = float(result.fun)
         reason = "StopOptimization() called" if self._stopped else str(result.message)

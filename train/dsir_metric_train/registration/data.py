@@ -244,9 +244,9 @@ class Preparation:
             )
 
 
-def _labels(file: Path, source: VolumeSource, variant: int, spacing_mm: float) -> NDArray[np.int32]:
+def _labels(file: Path, source: VolumeSource, variant: int, spacing_mm: float) -> NDArray[np.int64]:
     """A label map (z, y, x), stripped in every second variant, with one label a tissue."""
-    labels = isotropic(read_labels(file), spacing_mm, labels=True).astype(np.int32)
+    labels = isotropic(read_labels(file), spacing_mm, labels=True).astype(np.int64)
     if source.strip_above and variant % 2 == 0:
         labels = np.where(labels >= source.strip_above, 0, labels)
     for group in source.one_tissue:
@@ -255,7 +255,7 @@ def _labels(file: Path, source: VolumeSource, variant: int, spacing_mm: float) -
 
 
 def _painted(
-    rng: np.random.Generator, labels: NDArray[np.int32], spacing_mm: float, recipe: RegistrationRecipe
+    rng: np.random.Generator, labels: NDArray[np.int64], spacing_mm: float, recipe: RegistrationRecipe
 ) -> sitk.Image:
     """A label map as an image of random contrast, its background black: nothing there may pass for anatomy."""
     detail = smooth_noise(rng, labels.shape, int(rng.integers(16, 40)))

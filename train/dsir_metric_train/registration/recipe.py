@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from dsir_metric.bounds import Length, Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.torch.lapirn import LapIRN, LapIRNConfig, RegistrationNetwork
 from dsir_metric.torch.voxelmorph import VoxelMorph, VoxelMorphConfig
-from dsir_metric_train.recipe import listed
+from dsir_metric_train.recipe import Count, Rate, Seed, Steps, listed
 from dsir_metric_train.views import Appearance, Paint
 
 __all__ = ["Deformations", "RegistrationRecipe", "VolumeSource", "Volumes"]
 
 
+Label = Annotated[int, Range(0, (1 << 32) - 1)]
+VoxelSize = Annotated[float, Range(0.01, 1000)]  # mm
+NotNegative = Annotated[float, Range(0, 1e6)]
+
+
 @dataclass(frozen=True)
-class VolumeSource:
+class VolumeSource(Settings):
     """One source of volumes to register with each other.
 
     Parameters
@@ -38,21 +45,17 @@ class VolumeSource:
     """
 
     kind: Literal["scans", "labels"]
-    files: tuple[str, ...]
-    variants: int = 1
+    files: Annotated[tuple[str, ...], Length(1, 1_000_000)]
+    variants: Annotated[int, Range(1, 1000)] = 1
     intensity: str = "auto"
-    strip_above: int = 0
-    one_tissue: tuple[tuple[int, ...], ...] = ()
+    strip_above: Label = 0
+    one_tissue: Annotated[tuple[Annotated[tuple[Label, ...], Length(1, 1000)], ...], Length(0, 1000)] = ()
     origin: str = ""
     licence: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.files or self.variants < 1:
-            raise ConfigError(f"a source needs files and 1 or more variants; {list(self.files)}, {self.variants} came")
-
 
 @dataclass(frozen=True)
-class Volumes:
+class Volumes(Settings):
     """How volumes are prepared.
 
     Parameters
@@ -71,23 +74,22 @@ class Volumes:
     """
 
     model: str = "default"
-    spacing_mm: float = 4.0
-    represented_mm: tuple[float, ...] = (2.0,)
+    spacing_mm: VoxelSize = 4.0
+    represented_mm: Annotated[tuple[VoxelSize, ...], Length(1, 100)] = (2.0,)
     reference: str = ""
-    held_back: int = 8
+    held_back: Annotated[int, Range(2, 1_000_000)] = 8
 
-    def __post_init__(self) -> None:
-        if not self.spacing_mm > 0 or not self.represented_mm or not 0 < max(self.represented_mm) <= self.spacing_mm:
+    def check_together(self) -> None:
+        """See that representations can be averaged to the voxels of the network."""
+        if max(self.represented_mm) > self.spacing_mm:
             raise ConfigError(
-                f"represented_mm is {list(self.represented_mm)}, spacing_mm {self.spacing_mm}; all are positive, and "
-                "none of the former is larger than the latter"
+                f"represented_mm must not be larger than spacing_mm ({self.spacing_mm:g}), got "
+                f"{list(self.represented_mm)}"
             )
-        if min(self.represented_mm) <= 0 or self.held_back < 2:
-            raise ConfigError("represented_mm is positive, held_back 2 or more")
 
 
 @dataclass(frozen=True)
-class Deformations:
+class Deformations(Settings):
     """How the moving volume of a pair is deformed on top of what it differs anyway: by the flow of a random velocity.
 
     Descriptors are carried along, not turned: keep the affine part small.
@@ -104,18 +106,14 @@ class Deformations:
         Largest shift along each axis, mm.
     """
 
-    smooth_mm: float = 6.0
-    waves: int = 6
-    linear: float = 0.05
-    shift_mm: float = 4.0
-
-    def __post_init__(self) -> None:
-        if min(self.smooth_mm, self.linear, self.shift_mm) < 0 or self.waves < 1:
-            raise ConfigError("smooth_mm, linear and shift_mm are not negative, waves is positive")
+    smooth_mm: Annotated[float, Range(0, 1000)] = 6.0
+    waves: Annotated[int, Range(1, 100)] = 6
+    linear: Annotated[float, Range(0, 1)] = 0.05
+    shift_mm: Annotated[float, Range(0, 1000)] = 4.0
 
 
 @dataclass(frozen=True)
-class RegistrationRecipe:
+class RegistrationRecipe(Settings):
     """A training of a registration network.
 
     Parameters
@@ -156,19 +154,19 @@ class RegistrationRecipe:
     appearance : Appearance
     """
 
-    sources: tuple[VolumeSource, ...]
+    sources: Annotated[tuple[VolumeSource, ...], Length(1, 1000)]
     name: str = "lapirn"
     network: Literal["lapirn", "voxelmorph"] = "lapirn"
     loss: Literal["dns", "nmi", "mind"] = "dns"
-    smoothness: float = 1.0
-    steps: tuple[int, ...] = (1000, 1000, 1000)
-    frozen: int = 2000
-    same: float = 0.5
-    learning_rate: float = 1e-4
-    largest_gradient: float = 1.0
+    smoothness: NotNegative = 1.0
+    steps: Annotated[tuple[Steps, ...], Length(1, 4)] = (1000, 1000, 1000)
+    frozen: Annotated[int, Range(0, 1_000_000_000)] = 2000
+    same: Annotated[float, Range(0, 1)] = 0.5
+    learning_rate: Rate = 1e-4
+    largest_gradient: Annotated[float, Range(0, 1e6, above=True)] = 1.0
     precision: Literal["single", "mixed"] = "single"
-    chunk: int = 100
-    seed: int = 0
+    chunk: Count = 100
+    seed: Seed = 0
     volumes: Volumes = field(default_factory=Volumes)
     deformations: Deformations = field(default_factory=Deformations)
     lapirn: LapIRNConfig = field(default_factory=LapIRNConfig)
@@ -176,18 +174,11 @@ class RegistrationRecipe:
     paint: Paint = field(default_factory=Paint)
     appearance: Appearance = field(default_factory=Appearance)
 
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("a recipe needs at least one [[sources]] table")
+    def check_together(self) -> None:
+        """See that each level of the network has its steps."""
         levels = self.lapirn.levels if self.network == "lapirn" else 1
-        if len(self.steps) != levels or min(self.steps) < 1:
-            raise ConfigError(f"steps is {list(self.steps)}; a {self.network} of {levels} levels needs so many numbers")
-        if self.chunk < 1 or not self.learning_rate > 0 or not self.largest_gradient > 0:
-            raise ConfigError("chunk, learning_rate and largest_gradient are positive")
-        if self.frozen < 0 or not self.smoothness >= 0 or not 0 <= self.same <= 1:
-            raise ConfigError("frozen and smoothness are not negative, same is a share, from 0 to 1")
-        if not 0 <= self.seed < 1 << 32:
-            raise ConfigError(f"seed is a whole number from 0 to {(1 << 32) - 1}; {self.seed} came")
+        if len(self.steps) != levels:
+            raise ConfigError(f"steps must have {levels} entries for a {self.network}, got {list(self.steps)}")
 
     def level(self, step: int) -> int:
         """How many levels of the network are in use at a step."""

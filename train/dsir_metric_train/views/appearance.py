@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dsir_metric.errors import ConfigError
+from dsir_metric.bounds import Range
+from dsir_metric.config import Settings
 from dsir_metric_train.views.placement import Volume
 
 __all__ = ["Appearance", "bezier_curve", "random_appearance", "smooth_noise"]
 
 
+Share = Annotated[float, Range(0, 1)]
+
+
 @dataclass(frozen=True)
-class Appearance:
+class Appearance(Settings):
     """How strongly `random_appearance` changes a view. The paper uses the curve and the inversion alone.
 
     Parameters
@@ -41,24 +46,15 @@ class Appearance:
         Share of the views that get thick slices, and of those that get ghosts.
     """
 
-    invert: float = 0.5
-    control_points: int = 4
-    gamma: float = 0.0
-    bias: float = 0.0
-    noise: float = 0.0
-    blur_vox: float = 0.0
-    slices_vox: float = 0.0
-    ghosting: float = 0.0
-    artefacts: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.control_points < 2:
-            raise ConfigError(f"a curve has 2 or more control_points; {self.control_points} came")
-        largest = (self.gamma, self.bias, self.noise, self.blur_vox, self.slices_vox, self.ghosting)
-        if not all(0 <= size < np.inf for size in largest):
-            raise ConfigError("gamma, bias, noise, blur_vox, slices_vox and ghosting are largest sizes: not negative")
-        if not (0 <= self.invert <= 1 and 0 <= self.artefacts <= 1):
-            raise ConfigError(f"invert is {self.invert} and artefacts {self.artefacts}; both are shares, from 0 to 1")
+    invert: Share = 0.5
+    control_points: Annotated[int, Range(2, 64)] = 4
+    gamma: Annotated[float, Range(0, 10)] = 0.0
+    bias: Annotated[float, Range(0, 10)] = 0.0
+    noise: Annotated[float, Range(0, 100)] = 0.0
+    blur_vox: Annotated[float, Range(0, 100)] = 0.0
+    slices_vox: Annotated[float, Range(0, 1000)] = 0.0
+    ghosting: Annotated[float, Range(0, 10)] = 0.0
+    artefacts: Share = 0.25
 
 
 def bezier_curve(rng: np.random.Generator, control_points: int = 4, samples: int = 256) -> tuple[Volume, Volume]:

@@ -59,7 +59,8 @@ class LabelMaps:
 def _read(file: Path, placement: Placement) -> NDArray[np.int16]:
     """A label map at 1 mm, (z, y, x)."""
     labels = isotropic(read_labels(file), 1.0, labels=True)
-    if labels.max() > _LARGEST:
-        raise DataError(f"{file}: has the label {labels.max():.0f}; {_LARGEST} is the largest: renumber them")
+    largest = max(labels.max().item(), -labels.min().item())
+    if largest > _LARGEST:
+        raise DataError(f"{file}: has the label {largest:.0f}; {_LARGEST} is the largest: renumber them")
     check_volume(labels, placement, file)
     return labels.astype(np.int16)

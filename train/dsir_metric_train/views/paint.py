@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dsir_metric.bounds import Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric_train.views.appearance import Appearance, random_appearance, smooth_noise
 from dsir_metric_train.views.placement import Affine, Placement, Views, Volume
@@ -18,7 +20,7 @@ __all__ = ["Made", "Paint", "paint_both"]
 
 
 @dataclass(frozen=True)
-class Paint:
+class Paint(Settings):
     """How regions become intensities; each view draws a law of its own.
 
     Parameters
@@ -38,21 +40,18 @@ class Paint:
         and where the boundary is exactly nothing can tell.
     """
 
-    mr: float = 1.0
-    ct: float = 0.0
-    us: float = 0.0
-    texture: float = 0.15
-    detail: float = 0.0
-    alike: float = 0.1
-    finer: int = 1
+    mr: Annotated[float, Range(0, 1e6)] = 1.0
+    ct: Annotated[float, Range(0, 1e6)] = 0.0
+    us: Annotated[float, Range(0, 1e6)] = 0.0
+    texture: Annotated[float, Range(0, 100)] = 0.15
+    detail: Annotated[float, Range(0, 100)] = 0.0
+    alike: Annotated[float, Range(0, 1)] = 0.1
+    finer: Annotated[int, Range(1, 8)] = 1
 
-    def __post_init__(self) -> None:
-        if min(self.mr, self.ct, self.us) < 0 or self.mr + self.ct + self.us <= 0:
-            raise ConfigError("mr, ct and us are shares of the intensity laws: none negative, one at least positive")
-        if not (0 <= self.texture < np.inf and 0 <= self.detail < np.inf):
-            raise ConfigError("texture and detail are largest amplitudes: not negative")
-        if self.finer < 1:
-            raise ConfigError(f"finer is {self.finer}; labels have voxels that many times smaller, 1 or more")
+    def check_together(self) -> None:
+        """See that there is a law to draw."""
+        if self.mr + self.ct + self.us <= 0:
+            raise ConfigError("mr, ct and us are shares of the intensity laws: one at least must be positive")
 
 
 class Made:

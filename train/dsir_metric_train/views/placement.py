@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dsir_metric.bounds import Range
+from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 
 __all__ = ["BACKGROUND", "Affine", "Placement", "Source", "Views", "Volume", "inside"]
@@ -38,8 +40,11 @@ class Views:
     warp: Affine
 
 
+VoxelSize = Annotated[float, Range(1e-4, 1000)]  # mm
+
+
 @dataclass(frozen=True)
-class Placement:
+class Placement(Settings):
     """Size and random pose of a pair of crops.
 
     Parameters
@@ -55,17 +60,18 @@ class Placement:
         paper; otherwise the voxel grid of one view is no cue for matching the other.
     """
 
-    crop: int = 48
-    spacing_mm: tuple[float, float] = (1.0, 1.0)
-    rotation_deg: float = 0.0
-    relative_rotation_deg: float = 0.0
-    relative_scale: float = 0.0
-    relative_shift_vox: float = 0.0
+    crop: Annotated[int, Range(16, 1024)] = 48
+    spacing_mm: tuple[VoxelSize, VoxelSize] = (1.0, 1.0)
+    rotation_deg: Annotated[float, Range(0, 180)] = 0.0
+    relative_rotation_deg: Annotated[float, Range(0, 180)] = 0.0
+    relative_scale: Annotated[float, Range(0, 2)] = 0.0
+    relative_shift_vox: Annotated[float, Range(0, 1000)] = 0.0
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """See that the smallest voxel size comes first."""
         smallest, largest = self.spacing_mm
-        if not 0 < smallest <= largest < np.inf:
-            raise ConfigError(f"spacing_mm is {list(self.spacing_mm)}; the smallest voxel size first, both positive")
+        if smallest > largest:
+            raise ConfigError(f"spacing_mm must have the smallest voxel size first, got {list(self.spacing_mm)}")
 
     @property
     def middle(self) -> NDArray[np.float64]:

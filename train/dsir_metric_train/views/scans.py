@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dsir_metric.errors import ConfigError, DataError, DsirError, ShapeError
-from dsir_metric.io import read_image
+from dsir_metric.io import read_image, read_layout
 from dsir_metric.represent.intensity import resolve_intensity
 from dsir_metric_train.views.appearance import Appearance, random_appearance
 from dsir_metric_train.views.cache import Cache
@@ -64,7 +64,8 @@ def isotropic(
     reference.SetOrigin(whole.GetOrigin())
     reference.SetDirection(whole.GetDirection())
     low = float(sitk.GetArrayViewFromImage(image).min())
-    out = sitk.Resample(image, reference, transform or sitk.Transform(), interpolator, low, sitk.sitkFloat32)
+    kind = image.GetPixelID() if labels else sitk.sitkFloat32  # large label numbers are no float32
+    out = sitk.Resample(image, reference, transform or sitk.Transform(), interpolator, low, kind)
     return sitk.GetArrayFromImage(out)
 
 
@@ -95,13 +96,11 @@ def check_headers(files: Sequence[Path], placement: Placement, assume_spacing_mm
 
 def _extent_mm(file: Path, assume_spacing_mm: float) -> list[float]:
     """Extent along each axis of more than one voxel; nothing if the header is unreadable or has more than 3 such."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        layout = read_layout(file)
+    except DsirError:
         return []
-    sizes = zip(reader.GetSize(), reader.GetSpacing(), strict=True)
+    sizes = zip(layout.size, layout.spacing_mm, strict=True)
     extent = [n * (assume_spacing_mm or s) for n, s in sizes if n > 1]
     return extent if len(extent) <= 3 else []
 
