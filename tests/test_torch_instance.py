@@ -423,4 +423,4 @@ app(["register", {str(tmp_path / "a.nii.gz")!r}, {str(tmp_path / "b.nii.gz")!r},
         sitk.WriteImage(image, tmp_path / f"{name}.nii.gz")
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert answer.returncode == 2
-    assert answer.stderr == "error: torch: torch is not installed: pip install 'dsir-metric[torch]'\n"
+    assert answer.stderr == "error: torch is not installed: pip install 'dsir-metric[torch]'\n"

@@ -92,6 +92,8 @@ def register(
     """
     config = config or RegisterConfig()
     BACKENDS[config.backend].check(config)
+    if representations is None:
+        BACKENDS[config.backend].check_model(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     with _threads(config.threads):
         return _register(
