@@ -8,6 +8,7 @@ __all__ = [
     "DataError",
     "DsirError",
     "GeometryError",
+    "Interrupted",
     "MissingDependencyError",
     "ModelFileError",
     "ParityError",
@@ -55,3 +56,21 @@ class RemoteError(DsirError):
 
 class ParityError(DsirError):
     """Two implementations that must agree do not."""
+
+
+class Interrupted(DsirError):
+    """A signal ended what was under way, which can be gone on with.
+
+    Parameters
+    ----------
+    message : str
+    signum : int
+        The signal; a command ends with 128 plus this, as shells and schedulers expect.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message, signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return str(self.args[0])

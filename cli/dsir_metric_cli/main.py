@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import dsir_metric
-from dsir_metric.errors import DsirError
+from dsir_metric.errors import DsirError, Interrupted
 from dsir_metric_cli.options import DEBUG, debug_option
 
 __all__ = ["app", "main"]
@@ -41,9 +41,11 @@ _HELP = """Register medical images of different modalities by a learned similari
 
 
 class _Refusal(click.ClickException):
-    """An error of ours: one line, exit code 2."""
+    """An error of ours: one line, exit code 2; 128 and the signal's number where a signal ended the work."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.message}", err=True)
@@ -72,7 +74,7 @@ class _App(click.Group):
         except DsirError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise _Refusal(str(error)) from error
+            raise _Refusal(str(error), 128 + error.signum if isinstance(error, Interrupted) else 2) from error
         except MemoryError as error:
             if ctx.meta.get(DEBUG):
                 raise

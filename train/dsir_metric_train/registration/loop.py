@@ -68,9 +68,10 @@ class Registration(Chunked):
             stage.requires_grad_(k + 1 == level or (k + 1 < level and since >= self.recipe.frozen))
 
     def on_train_batch_end(self, outputs: Any, batch: int, index: int) -> None:
-        """Count the time; validate at the end of a chunk."""
+        """Count the time; validate at the end of a chunk, also of one that is cut short."""
         self.seconds += time.perf_counter() - self._begin
-        if batch + 1 == self.recipe.chunk or self.global_step == sum(self.recipe.steps):
+        last = batch + 1 == self.recipe.chunk or self.global_step == sum(self.recipe.steps)
+        if last or self.trainer.should_stop:
             found = [self.validate(k) for k in range(_PAIRS)]
             means = {name: float(np.mean([figures[name] for figures in found])) for name in _VALIDATED}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
