@@ -8,13 +8,13 @@ __all__ = [
     "DataError",
     "DsirError",
     "GeometryError",
-    "Interrupted",
     "MissingDependencyError",
     "ModelFileError",
     "ParityError",
     "RegistrationError",
     "RemoteError",
     "ShapeError",
+    "StoppedError",
 ]
 
 
@@ -58,7 +58,7 @@ class ParityError(DsirError):
     """Two implementations that must agree do not."""
 
 
-class Interrupted(DsirError):
+class StoppedError(DsirError):
     """A signal ended what was under way, which can be gone on with.
 
     Parameters

@@ -1,4 +1,4 @@
-"""A training that a signal ends: it saves, says so in one line, ends with a code of its own, and can be gone on with."""
+"""A training that a signal ends: it saves, says so in one line, has an exit code of its own, and can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsir_metric_train.registration import data as preparing  # noqa: E402
 from dsir_metric_train.registration import loop as registration  # noqa: E402
 from dsir_metric_train.registration import read_registration, train_registration  # noqa: E402
 
-from dsir_metric.errors import Interrupted  # noqa: E402
+from dsir_metric.errors import StoppedError  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
 from dsir_metric.register import RegisterConfig  # noqa: E402
 
@@ -101,9 +101,10 @@ def test_a_signal_ends_a_training_at_its_step(
     before = signal.getsignal(which)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "contrastive_loss", asked_at(step, loop.contrastive_loss, which))
-        with pytest.raises(Interrupted, match=rf"stopped by {which.name} at step {step} of 7; .*last\.ckpt.*--resume") as e:
+        told = rf"stopped by {which.name} at step {step} of 7; .*last\.ckpt.*--resume"
+        with pytest.raises(StoppedError, match=told) as stopped:
             describer(scans, tmp_path / "cut")
-    assert e.value.signum == which
+    assert stopped.value.signum == which
     assert signal.getsignal(which) is before
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == step
     resumed = describer(scans, tmp_path / "cut", resume=True)
@@ -149,7 +150,7 @@ def test_a_registration_network_is_saved_too(
 
     with monkeypatch.context() as patch:
         patch.setattr(registration, "diffusion", asked_at(step, registration.diffusion, signal.SIGTERM))
-        with pytest.raises(Interrupted, match=rf"stopped by SIGTERM at step {step} of 6"):
+        with pytest.raises(StoppedError, match=rf"stopped by SIGTERM at step {step} of 6"):
             run(tmp_path / "cut")
     network, content = read_registration(tmp_path / "cut" / "last.ckpt")
     assert content["global_step"] == content["hyper_parameters"]["steps"] == step

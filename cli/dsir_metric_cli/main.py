@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import dsir_metric
-from dsir_metric.errors import DsirError, Interrupted
+from dsir_metric.errors import DsirError, StoppedError
 from dsir_metric_cli.options import DEBUG, debug_option
 
 __all__ = ["app", "main"]
@@ -74,7 +74,7 @@ class _App(click.Group):
         except DsirError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise _Refusal(str(error), 128 + error.signum if isinstance(error, Interrupted) else 2) from error
+            raise _Refusal(str(error), 128 + error.signum if isinstance(error, StoppedError) else 2) from error
         except MemoryError as error:
             if ctx.meta.get(DEBUG):
                 raise

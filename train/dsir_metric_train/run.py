@@ -87,7 +87,7 @@ def run(
 
     Raises
     ------
-    Interrupted
+    StoppedError
         In the first process, if a signal asked any to end; the checkpoint is that of the step it arrived in.
     """
     machines = machines or Machines()

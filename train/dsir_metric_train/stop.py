@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import torch
 
-from dsir_metric.errors import Interrupted
+from dsir_metric.errors import StoppedError
 
 __all__ = ["Stopper", "ignore_signals"]
 
@@ -66,11 +66,11 @@ class Stopper(lightning.Callback):
 
         Raises
         ------
-        Interrupted
+        StoppedError
             With the step that the checkpoint holds.
         """
         if self.signal is not None:
-            raise Interrupted(
+            raise StoppedError(
                 f"stopped by {self.signal.name} at step {step} of {steps}; {checkpoint} holds the training so far: "
                 "go on with --resume",
                 self.signal,
