@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +91,16 @@ def needs(extra: str) -> Iterator[None]:
     Raises
     ------
     MissingDependencyError
-        Naming the missing module and the extra that brings it.
+        Naming the missing module and the extra that brings it, with an ONNX Runtime where none is installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsir_metric"):
             raise
+        wanted = extra if find_spec("onnxruntime") else f"cpu,{extra}"
         raise MissingDependencyError(
-            f"this needs {error.name}, which is not installed: pip install 'dsir-metric[{extra}]'"
+            f"this needs {error.name}, which is not installed: pip install 'dsir-metric[{wanted}]'"
         ) from error
 
 

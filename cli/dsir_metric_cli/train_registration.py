@@ -28,7 +28,7 @@ def command(recipe: Path, output: Path, data: Path | None, cache: Path | None, r
     folder gets last.ckpt, log/metrics.csv and the network, an .onnx file for
     `register --backend lapirn`; it works with the representations of the model in the recipe and with no others.
 
-    Needs the extras: pip install 'dsir-metric[train,export]'.
+    Needs extras: pip install 'dsir-metric[cpu,train,export]', or gpu in place of cpu.
     """
     if not recipe.is_file():
         raise ConfigError(f"{recipe}: there is no such file; give a recipe, a TOML file")

@@ -15,6 +15,8 @@ class StepBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Begin where the run is."""
+        if self.is_disabled:  # in all processes but the first
+            return
         bar = self.train_progress_bar
         bar.total, bar.initial = trainer.max_steps, bar.initial or trainer.global_step  # a resumed run is no faster
         bar.set_description(f"Epoch {self._epoch(trainer)}, step")
@@ -22,8 +24,15 @@ class StepBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         """Go on by a step."""
+        if self.is_disabled:
+            return
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, module), refresh=False)
         self._show(trainer)
+
+    def on_exception(self, *_: Any) -> None:
+        """End the line, so that an error has one of its own."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, Any]:
         """What the training logs; without the version of a logger, for there is none."""
