@@ -41,11 +41,9 @@ _HELP = """Register medical images of different modalities by a learned similari
 
 
 class _Refusal(click.ClickException):
-    """An error of ours: one line, exit code 2; 128 and the signal's number where a signal ended the work."""
+    """An error of ours: one line, exit code 2."""
 
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 2
 
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.message}", err=True)
@@ -71,10 +69,13 @@ class _App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except StoppedError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(128 + error.signum)
         except DsirError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise _Refusal(str(error), 128 + error.signum if isinstance(error, StoppedError) else 2) from error
+            raise _Refusal(str(error)) from error
         except MemoryError as error:
             if ctx.meta.get(DEBUG):
                 raise

@@ -75,7 +75,10 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options on how representations are made."""
     for option in (
         click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs."),
+        click.option(
+            "--gpu-memory", "gpu_memory_bytes", metavar="SIZE", callback=size, help="Most to take on the GPU: 4GB."
+        ),
+        click.option("--device", metavar="NAME", help="Where networks run: auto, cpu, cuda, cuda:1.  [default: auto]"),
         click.option(
             "--model", metavar="NAME|FILE|URL", help="Model: a name that `models` lists, an .onnx file, or an address."
         ),

@@ -259,9 +259,12 @@ class RegisterConfig:
     model : str
         Name, path or address of the model that makes the representations.
     device : str
-        "auto", "cpu" or "cuda", for the representations and the backend torch.
+        "auto", "cpu", "cuda" or "cuda:1" (the second GPU), for the representations and the backends torch and lapirn. A
+        GPU that is named and not there is an error; "auto" then takes the CPU.
     threads : int, optional
         CPU threads; all cores by default.
+    gpu_memory_bytes : int, optional
+        The most that ONNX Runtime, and torch, take on the GPU.
     memory_bytes : int, optional
         What the process may have, with the backend sitk; it makes tiles smaller, and voxels larger where `spacing_mm`
         is not given. Masks and labels come on top.
@@ -292,6 +295,7 @@ class RegisterConfig:
     model: str = "default"
     device: str = "auto"
     threads: int | None = None
+    gpu_memory_bytes: int | None = None
     memory_bytes: int | None = None
     spacing_mm: float | None = None
     fixed_intensity: str = "auto"

@@ -235,7 +235,7 @@ def on_grid(representation: Representation, grid: Grid, transform: sitk.Transfor
 def _open(config: RegisterConfig) -> tuple[Path, Any, RegistrationCard]:
     """File, session and card of the network that the settings name."""
     path = network_path(config.lapirn.model)
-    session = open_session(path, config.device, config.threads)
+    session = open_session(path, config.device, config.threads, config.gpu_memory_bytes)
     return path, session, RegistrationCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
 
 

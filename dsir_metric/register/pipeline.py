@@ -135,6 +135,7 @@ def _register(
         else:
             make = representations or _representer(config, Grid.of(fixed), Grid.of(moving))
             warnings += [make.remark] if make.remark else []
+            warnings += [make.representer.obstacle] if make.representer.obstacle else []
             pair = make(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, fixed_mask, moving_mask, state)
         del pair

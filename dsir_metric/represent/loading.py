@@ -13,7 +13,7 @@ from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.probe import feature_reach, head_reach, probe_volume, repeats
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.runtime import open_or_fall_back, open_session
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric.represent.zoo import model_path
 
@@ -49,7 +49,12 @@ def load_card(model: str | Path) -> ModelCard:
     return network.card
 
 
-def open_network(model: str | Path = "default", device: str = "auto", threads: int | None = None) -> Network:
+def open_network(
+    model: str | Path = "default",
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory_bytes: int | None = None,
+) -> Network:
     """Open a model; its card is checked first.
 
     Parameters
@@ -57,18 +62,20 @@ def open_network(model: str | Path = "default", device: str = "auto", threads: i
     model : str or Path
         Name of a shipped model, or a file.
     device : str
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda" or "cuda:N".
     threads : int or None
         CPU threads; None for every core.
+    gpu_memory_bytes : int or None
+        The most that ONNX Runtime takes on the GPU.
 
     Raises
     ------
     ModelFileError, ConfigError, MissingDependencyError
-        See `load_card` and `open_session`.
+        See `load_card` and `open_or_fall_back`.
     """
     path = model_path(model)
-    session = open_session(path, device, threads)
-    return Network(session, load_card(path))
+    session, obstacle = open_or_fall_back(path, device, threads, gpu_memory_bytes)
+    return Network(session, load_card(path), obstacle)
 
 
 def verify(model: str | Path) -> Iterator[str]:

@@ -24,11 +24,14 @@ class Memory:
     shape : tuple of int
     device : str
         "cpu" or "cuda".
+    index : int
+        Which GPU.
     """
 
     address: int
     shape: tuple[int, ...]
     device: str
+    index: int = 0
 
 
 class Network:
@@ -38,23 +41,32 @@ class Network:
     ----------
     session : onnxruntime.InferenceSession
     card : ModelCard
+    obstacle : str
+        See `open_or_fall_back`.
 
     Attributes
     ----------
     card : ModelCard
+    obstacle : str
     provider : str
         ONNX Runtime's name of what runs the network, such as "CPUExecutionProvider".
     """
 
-    def __init__(self, session: Any, card: ModelCard) -> None:
+    def __init__(self, session: Any, card: ModelCard, obstacle: str = "") -> None:
         self._session = session
-        self.card = card
+        self.card, self.obstacle = card, obstacle
         self.provider: str = session.get_providers()[0]
         # ONNX Runtime wants every input fed: the entry that is not asked gets one voxel.
         self._idle = {
             "image": np.zeros((1, 1, 1, 1, 1), np.float32),
             "features": np.zeros((1, card.features, 1, 1, 1), np.float32),
         }
+
+    @property
+    def gpu(self) -> int | None:
+        """Number of the GPU that runs the network; None on the CPU."""
+        options = self._session.get_provider_options().get("CUDAExecutionProvider")
+        return None if options is None else int(options.get("device_id", 0))
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feature map (features, z, y, x) of intensities (z, y, x) in [0, 1]."""
@@ -78,8 +90,8 @@ class Network:
         for name, idle in self._idle.items():
             if name != entry:
                 binding.bind_cpu_input(name, idle)
-        binding.bind_input(entry, given.device, 0, np.float32, given.shape, given.address)
-        binding.bind_output(output, result.device, 0, np.float32, result.shape, result.address)
+        binding.bind_input(entry, given.device, given.index, np.float32, given.shape, given.address)
+        binding.bind_output(output, result.device, result.index, np.float32, result.shape, result.address)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 

@@ -16,6 +16,7 @@ from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level, aligned
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation
+from dsir_metric.represent.device import Device
 from dsir_metric.torch.convex import ConvexConfig, coupled_convex
 from dsir_metric.torch.instance import optimise
 from dsir_metric.torch.mind import mind_ssc
@@ -43,6 +44,7 @@ def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
     config, device = problem.config, choose_device(problem.config.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
+    _limit(device, config.gpu_memory_bytes)
     try:
         volumes, linear = _volumes(problem, linear, device)
         start = _convex(volumes, linear, config.instance.metric) if config.instance.init == "convex" else None
@@ -59,21 +61,31 @@ def check(config: RegisterConfig) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means here.
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
 
     Raises
     ------
     MissingDependencyError
-        If it is "cuda" and torch finds no GPU.
+        If it is a GPU and torch does not find it.
+    ConfigError
+        If there is no such name.
     """
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
+    wanted, count = Device.of(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.kind == "cuda" and wanted.index >= count:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        found = f"finds {count} of them" if count else "finds no GPU"
         raise MissingDependencyError(
-            f"device cuda was asked for and torch finds no GPU (torch {torch.__version__}, {build}); install a torch "
-            "with CUDA and its driver, or choose device cpu"
+            f"device {name} was asked for and torch {found} (torch {torch.__version__}, {build}); install a torch "
+            "with CUDA and its driver, or choose another device, such as cpu"
         )
-    return torch.device("cuda" if found and name != "cpu" else "cpu")
+    return torch.device("cuda", wanted.index) if count and wanted.kind != "cpu" else torch.device("cpu")
+
+
+def _limit(device: torch.device, gpu_memory_bytes: int | None) -> None:
+    """Keep torch within so many bytes of a GPU."""
+    if device.type == "cuda" and gpu_memory_bytes is not None:
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory_bytes / whole), device)
 
 
 def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Volumes, Array]:

@@ -123,6 +123,8 @@ class RegistrationRecipe:
     sources : tuple of VolumeSource
     name : str
         In the card, and of the file.
+    base : str
+        Hash of the weights the training begins with; random weights where it is empty.
     network : str
         "lapirn" or "voxelmorph".
     loss : str
@@ -158,6 +160,7 @@ class RegistrationRecipe:
 
     sources: tuple[VolumeSource, ...]
     name: str = "lapirn"
+    base: str = ""
     network: Literal["lapirn", "voxelmorph"] = "lapirn"
     loss: Literal["dns", "nmi", "mind"] = "dns"
     smoothness: float = 1.0
