@@ -191,6 +191,9 @@ class InstanceConfig:
         Whether it is that of a stationary velocity: the deformation is then a diffeomorphism with an inverse.
     init : str
         "zero", or "convex": a discrete search first, for displacements that descent cannot reach.
+    gaussian_sigma : float
+        Standard deviation, in voxels, of the Gaussian under which both representations are compared (psi in equation 5
+        of the paper), with the metric dns; 0, the default, for none, up to 8.
     dense : DenseConfig
     """
 
@@ -199,11 +202,19 @@ class InstanceConfig:
     parametrisation: Literal["bspline", "dense"] = "bspline"
     velocity: bool = False
     init: Literal["zero", "convex"] = "zero"
+    gaussian_sigma: float = 0.0
     dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:
         if self.metric == "nmi" and self.init == "convex":
             raise ConfigError("instance: init convex compares descriptors, which nmi has not; use metric dns or mind")
+        if not 0 <= self.gaussian_sigma <= 8:  # wider than the anatomy between two organs
+            raise ConfigError(f"instance: gaussian_sigma must be from 0 to 8 voxels, got {self.gaussian_sigma}")
+        if self.gaussian_sigma > 0 and self.metric != "dns":
+            raise ConfigError(
+                f"instance: gaussian_sigma smooths representations, got metric {self.metric}, which compares none; use "
+                "metric dns, or leave it out"
+            )
         if self.weight is not None and self.weight <= 0:
             raise ConfigError(f"instance: weight is {self.weight}; a positive number is needed")
 

@@ -96,6 +96,7 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
     level = problem.levels[-1]
     if problem.config.instance.metric == "mind":
         level = _with_mind(level)
+    level = _smoothed(level, problem.config.instance.gaussian_sigma)
     if level.after is not None:
         level, linear = aligned(level, linear), np.eye(4)
     half = device.type == "cuda" and problem.config.instance.metric == "dns"
@@ -113,6 +114,14 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
         level.scans and (_image(level.scans[0], device), _image(level.scans[1], device)),
     )
     return volumes, linear
+
+
+def _smoothed(level: Level, sigma: float) -> Level:
+    """The level with representations under a Gaussian of `sigma` voxels, once for all resolutions made of it."""
+    if sigma == 0:
+        return level
+    sigma_mm = sigma * level.spacing_mm
+    return replace(level, fixed=level.fixed.smoothed(sigma_mm), moving=level.moving.smoothed(sigma_mm))
 
 
 def _with_mind(level: Level) -> Level:
