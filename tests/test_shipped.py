@@ -88,7 +88,7 @@ def test_backends_says_ready_of_what_register_runs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "160")
     shown = CliRunner().invoke(app, ["backends"]).stdout
     for name in BACKENDS:
-        line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
+        line = next(line.rstrip() for line in shown.splitlines() if line.split()[:1] == [name])
         assert line.endswith(" ready")
         assert line.endswith("not ready") != is_installed(name), line
 
@@ -112,7 +112,7 @@ def test_a_network_of_a_model_that_does_not_ship_is_not_ready(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     shown = CliRunner().invoke(app, ["backends"]).stdout
-    line = next(line for line in shown.splitlines() if line.split()[:1] == ["lapirn"])
+    line = next(line.rstrip() for line in shown.splitlines() if line.split()[:1] == ["lapirn"])
     assert line.endswith("not ready")
     assert "trained on representations of the model eeeeeeeeeeee" in shown
     for name in ("fixed", "moving"):
