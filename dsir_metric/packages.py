@@ -58,7 +58,7 @@ class Package:
         """
         obstacle = self.obstacle
         if obstacle is not None:
-            raise MissingDependencyError(f"{self.name}: {obstacle}")
+            raise MissingDependencyError(obstacle if obstacle.startswith(self.name) else f"{self.name}: {obstacle}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -164,9 +164,9 @@ def test_the_bytes_of_a_turn_are_the_least_that_do() -> None:
 def test_the_model_that_plans_takes_no_gpu(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, really = [], work._representer
 
-    def open_it(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
+    def open_it(model: str, model_hash: str, device: str, *rest: int | None) -> Representer:
         opened.append(device)
-        return really(model, model_hash, device, threads)
+        return really(model, model_hash, device, *rest)
 
     monkeypatch.setattr(work, "_representer", open_it)
     config = replace(CENTRE, device="cuda", memory_bytes=4000 * MB)

@@ -79,7 +79,7 @@ def test_a_wheel_without_the_multi_metric_says_so() -> None:
 
 def test_without_itk_impact_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Package, "version", None)
-    line = r"itk-impact: itk-impact is not installed: pip install 'dsir-metric\[itk-impact\]'"
+    line = r"itk-impact is not installed: pip install 'dsir-metric\[itk-impact\]'"
     with pytest.raises(MissingDependencyError, match=f"^{line}$"):
         impact_metric(waves(), waves())
     image = tmp_path / "a.nii.gz"

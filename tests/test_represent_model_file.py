@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError
-from dsir_metric.represent import ModelCard, Representer, load_card, runtime, zoo
+from dsir_metric.represent import ModelCard, Representer, load_card, zoo
 from dsir_metric.represent.loading import verify
 from dsir_metric.represent.weights import weights_hash
 
@@ -221,51 +219,6 @@ def test_no_runtime_installed(model_file: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"dsir-metric\[cpu\].*dsir-metric\[gpu\]"):
         load_card(model_file)
-
-
-def test_fallback_is_told_once(model_file: Path) -> None:
-    runtime._tell_fallback.cache_clear()
-    with pytest.warns(RuntimeWarning, match="CUDA did not start") as told:
-        representer = Representer(model_file, device="cuda")
-    assert told[0].filename == __file__
-    assert representer.provider == "CPUExecutionProvider"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Representer(model_file, device="cuda")
-
-
-@pytest.mark.parametrize(
-    ("device", "listed", "started", "warns"),
-    [
-        ("auto", True, True, False),
-        ("auto", True, False, True),  # the GPU build where no GPU is
-        ("auto", False, False, False),
-        ("cuda", True, True, False),
-        ("cpu", True, False, False),
-    ],
-)
-def test_provider_is_asked_for_and_checked(
-    monkeypatch: pytest.MonkeyPatch, device: str, listed: bool, started: bool, warns: bool
-) -> None:
-    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    asked: list[object] = []
-
-    def session(path: str, sess_options: object, providers: list[object]) -> SimpleNamespace:
-        asked.extend(p[0] if isinstance(p, tuple) else p for p in providers)
-        return SimpleNamespace(get_providers=lambda: [cuda, cpu] if started else [cpu])
-
-    fake = SimpleNamespace(
-        SessionOptions=SimpleNamespace,
-        InferenceSession=session,
-        get_available_providers=lambda: [cuda, cpu] if listed else [cpu],
-    )
-    monkeypatch.setattr(runtime, "onnxruntime", lambda: fake)
-    runtime._tell_fallback.cache_clear()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        runtime.open_session(Path("model.onnx"), device)
-    assert asked == ([cuda, cpu] if listed and device != "cpu" else [cpu])
-    assert bool(told) == warns
 
 
 def test_import_does_not_need_onnx_runtime() -> None:

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from click.testing import CliRunner
 from dsir_metric_cli.main import app
 from numpy.typing import NDArray
+from scipy import ndimage
 from waves import GRID, level, with_scans
 
 from dsir_metric.errors import ConfigError, DataError, MissingDependencyError, RegistrationError
@@ -423,4 +424,45 @@ app(["register", {str(tmp_path / "a.nii.gz")!r}, {str(tmp_path / "b.nii.gz")!r},
         sitk.WriteImage(image, tmp_path / f"{name}.nii.gz")
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert answer.returncode == 2
-    assert answer.stderr == "error: torch: torch is not installed: pip install 'dsir-metric[torch]'\n"
+    assert answer.stderr == "error: torch is not installed: pip install 'dsir-metric[torch]'\n"
+
+
+def test_representations_are_smoothed_once_before_they_are_compared(
+    pair: PhantomPair, represented: tuple[Representation, Representation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equation 5 of the paper: the Gaussian's width is in voxels, and it is there only if asked for."""
+    given: list[Volumes] = []
+    monkeypatch.setattr(
+        backend, "optimise", lambda finest, *_, **__: (given.append(finest), Deformation(sitk.Transform(), ""))[1]
+    )
+    for sigma in (0.0, 1.5):
+        config = replace(
+            DEFORMABLE,
+            instance=InstanceConfig(gaussian_sigma=sigma),
+            deformable=DeformableConfig(mixed=False),
+            turn_deg=180.0,
+        )
+        register(pair.fixed, pair.moving, config, representations=represented)
+    plain, smooth = given
+    for side, before in (("fixed", plain.fixed), ("moving", plain.moving)):
+        after = getattr(smooth, side).numpy()
+        expected = ndimage.gaussian_filter(before.numpy(), (1.5, 1.5, 1.5, 0), mode="nearest", truncate=3.0)
+        np.testing.assert_allclose(after, expected, atol=1e-5)
+        assert np.linalg.norm(after, axis=-1).min() < 0.9  # directions that differ cancel
+
+
+@pytest.mark.parametrize("sigma", [-0.1, 8.1, float("nan"), float("inf")])
+def test_the_width_of_the_gaussian_has_a_range(sigma: float) -> None:
+    with pytest.raises(ConfigError, match="gaussian_sigma must be from 0 to 8 voxels"):
+        InstanceConfig(gaussian_sigma=sigma)
+
+
+@pytest.mark.parametrize("metric", ["mind", "nmi"])
+def test_the_gaussian_is_for_representations(metric: str) -> None:
+    with pytest.raises(ConfigError, match=f"got metric {metric}"):
+        InstanceConfig(metric=metric, gaussian_sigma=1.0)  # type: ignore[arg-type]
+
+
+def test_the_papers_settings_have_the_gaussian_and_the_default_has_none() -> None:
+    assert load_settings("paper").instance.gaussian_sigma == 1.0
+    assert InstanceConfig().gaussian_sigma == 0.0

@@ -317,7 +317,7 @@ def test_descriptors_outside_repeat_the_edge() -> None:
 
 @pytest.mark.parametrize("facts", [{"model_hash": "b" * 64}, {"model_hash": None}])
 def test_other_representations_are_refused(tmp_path: Path, facts: dict[str, object]) -> None:
-    with pytest.raises(ModelFileError, match=r"n\.onnx: was trained on .* aaaaaaaaaaaa; the moving one .*--model"):
+    with pytest.raises(ModelFileError, match=r"n\.onnx: was trained on .* aaaaaaaaaaaa, got the moving rep.*--model"):
         deform(problem(shifting_network(tmp_path / "n.onnx"), **facts), np.eye(4), quiet)
 
 

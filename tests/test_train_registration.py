@@ -28,6 +28,7 @@ from dsir_metric.config import load_toml  # noqa: E402
 from dsir_metric.errors import ConfigError, DataError, DsirError, ModelFileError, ParityError  # noqa: E402
 from dsir_metric.phantom import make_pair  # noqa: E402
 from dsir_metric.register import RegisterConfig  # noqa: E402
+from dsir_metric.represent.weights import weights_hash  # noqa: E402
 from dsir_metric.torch.lapirn import LapIRN  # noqa: E402
 from dsir_metric.torch.regularity import jacobian_determinant  # noqa: E402
 from dsir_metric.torch.warp import warp  # noqa: E402
@@ -371,6 +372,36 @@ def test_export_agrees_with_torch_and_tells_what_it_is(trained: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.onnx"]
 
 
+def test_a_training_begins_with_the_network_of_another(trained: Path, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from dsir_metric_export import registration as exporting
+
+    exporting.export_registration(trained, tmp_path)
+    file, base = tmp_path / "tiny.onnx", weights_hash(tmp_path / "tiny.onnx")
+    path = recipe(tmp_path / "next", steps="[1, 1]")
+    path.write_text(f'base = "{base}"\n{path.read_text()}')
+    settings = load_toml(path, RegistrationRecipe)
+    network = exporting.read_registration_network(file, settings)
+    for name, value in weights(trained).items():
+        assert torch.equal(network.state_dict()[name], value), name
+    assert "give the network that has them" in refused(path, "-o", tmp_path / "o", "--data", folder)
+    answer = CliRunner().invoke(
+        command, [*map(str, (path, "-o", tmp_path / "o", "--data", folder, "--network", file))], catch_exceptions=False
+    )
+    assert answer.exit_code == 0
+    after, content = read_registration(tmp_path / "o" / "last.ckpt")
+    assert content["hyper_parameters"]["recipe"]["base"] == base
+    moved = max(float((after.state_dict()[name] - value).abs().max()) for name, value in weights(trained).items())
+    assert 0 < moved < 0.01  # two steps of Adam away
+    with pytest.raises(ModelFileError, match="are expected: give that one"):
+        exporting.read_registration_network(file, replace(settings, base="0" * 64))
+    wider = replace(settings, lapirn=replace(settings.lapirn, width=2))
+    with pytest.raises(ModelFileError, match="another architecture"):
+        exporting.read_registration_network(file, wider)
+    with pytest.raises(ModelFileError, match="no registration network"):
+        exporting.read_registration_network(RECIPES / "base.onnx", replace(settings, base=""))
+
+
 def test_foreign_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train-registration"):
         read_registration(tmp_path / "none.ckpt")
@@ -474,3 +505,4 @@ def test_the_shipped_recipe_is_sound() -> None:
     settings = load_toml(RECIPES / "lapirn.toml", RegistrationRecipe)
     assert settings.network == "lapirn"
     assert all(source.origin and source.licence for source in settings.sources)
+    assert settings.base == weights_hash(RECIPES / "lapirn_base.onnx")

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dsir_metric.errors import ConfigError, MissingDependencyError
+from dsir_metric.errors import DsirError
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register.backends import BACKENDS, Backend
 from dsir_metric_cli.options import debug_option
@@ -23,7 +23,7 @@ def command() -> None:
     for backend in BACKENDS.values():
         package, obstacle = backend.package, _obstacle(backend)
         needs = ("built in", "") if package is None else (package.package, package.version or "")
-        table.add_row(backend.name, backend.does, *needs, "missing" if obstacle else "ready")
+        table.add_row(backend.name, backend.does, *needs, "not ready" if obstacle else "ready")
         obstacles += [obstacle] if obstacle else []
     console = Console(markup=False, highlight=False)
     console.print(table)
@@ -32,12 +32,11 @@ def command() -> None:
 
 
 def _obstacle(backend: Backend) -> str | None:
-    """What `register` would say is not installed, or not in the right version."""
+    """What `register` with default settings would say before it begins, or None."""
+    config = RegisterConfig(backend=backend.name)
     try:
-        backend.check(RegisterConfig(backend=backend.name))
-    except MissingDependencyError as error:
-        name = "" if backend.package is None else backend.package.name
-        return f"{backend.name}: {str(error).removeprefix(f'{name}: ')}"
-    except ConfigError:  # a file of the user's is missing, not a package
-        return None
+        backend.check(config)
+        backend.check_model(config)
+    except DsirError as error:
+        return str(error) if str(error).startswith(backend.name) else f"{backend.name}: {error}"
     return None

@@ -28,10 +28,10 @@ __all__ = ["command"]
 def command(checkpoint: Path | None, output: Path | None, repository: Path | None, **given: Any) -> None:
     """Turn CHECKPOINT, as `train` leaves it, into an ONNX file with its card, checked against torch.
 
-    Needs the extra: pip install 'dsir-metric[export]'.
+    Needs extras: pip install 'dsir-metric[cpu,export]', or gpu in place of cpu.
 
     With --triton, write a model into a Triton model repository: one graph from raw intensities to unit vectors, its
-    config.pbtxt, and a manifest for KServe. That needs no torch: pip install 'dsir-metric[deploy]'.
+    config.pbtxt, and a manifest for KServe. That needs no torch: pip install 'dsir-metric[cpu,deploy]'.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if repository is not None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -84,7 +85,10 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options on how representations are made."""
     for option in (
         click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs."),
+        click.option(
+            "--gpu-memory", "gpu_memory_bytes", metavar="SIZE", callback=size, help="Most to take on the GPU: 4GB."
+        ),
+        click.option("--device", metavar="NAME", help="Where networks run: auto, cpu, cuda, cuda:1.  [default: auto]"),
         click.option(
             "--model", metavar="NAME|FILE|URL", help="Model: a name that `models` lists, an .onnx file, or an address."
         ),
@@ -110,15 +114,16 @@ def needs(extra: str) -> Iterator[None]:
     Raises
     ------
     MissingDependencyError
-        Naming the missing module and the extra that brings it.
+        Naming the missing module and the extra that brings it, with an ONNX Runtime where none is installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsir_metric"):
             raise
+        wanted = extra if find_spec("onnxruntime") else f"cpu,{extra}"
         raise MissingDependencyError(
-            f"this needs {error.name}, which is not installed: pip install 'dsir-metric[{extra}]'"
+            f"this needs {error.name}, which is not installed: pip install 'dsir-metric[{wanted}]'"
         ) from error
 
 

@@ -87,7 +87,7 @@ def command(
     The exit code is 0 if all pairs are done, 1 if some failed (table.csv says why; the others are unharmed), 2 if
     nothing was started.
 
-    Needs the extra: pip install 'dsir-metric[batch]'.
+    Needs extras: pip install 'dsir-metric[cpu,batch]', or gpu in place of cpu.
     """
     console = Console(stderr=True, quiet=quiet)
     chosen = settings(config, given)

@@ -59,7 +59,7 @@ def command(**given: Any) -> None:
     /v2/health/ready, metrics are at /metrics. There is no password, and encryption only with --tls-cert; a gateway
     does both.
 
-    Needs the extra: pip install 'dsir-metric[serve]'.
+    Needs extras: pip install 'dsir-metric[cpu,serve]', or gpu in place of cpu.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("kserve", "uvicorn.error"):  # a traceback for every bad request is too much

@@ -45,7 +45,7 @@ def command(source: Path, output: Path, resume: bool, workers: int, **given: Any
     those, before and after, the model must find single points again across contrasts and undo known deformations.
     model.onnx is written only if it became better; report.json says by how much.
 
-    Needs the extras: pip install 'dsir-metric[train,export]'.
+    Needs extras: pip install 'dsir-metric[cpu,train,export]', or gpu in place of cpu.
     """  # noqa: D301
     if not source.exists():
         raise ConfigError(f"{source}: there is no such folder or file")

@@ -161,7 +161,9 @@ class Work:
     def _open(self, fixed: Grid, moving: Grid) -> Representer:
         """The model, within the part of the memory that is left for it."""
         config = self.config
-        representer = _representer(config.model, self.model_hash, config.device, config.threads)
+        representer = _representer(
+            config.model, self.model_hash, config.device, config.threads, config.gpu_memory_bytes
+        )
         found = representer.model_hash, _network_hash(config)
         if found != (self.model_hash, self.network_hash):
             raise ModelFileError(
@@ -188,9 +190,13 @@ def _reason(error: Exception) -> str:
 
 
 @lru_cache(maxsize=1)
-def _representer(model: str, model_hash: str, device: str, threads: int | None) -> Representer:
+def _representer(
+    model: str, model_hash: str, device: str, threads: int | None, gpu_memory_bytes: int | None
+) -> Representer:
     """The model, opened once a process and study: a worker may live longer than the file."""
-    return Representer(model, device, threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is in the results
+        return Representer(model, device, threads, gpu_memory_bytes=gpu_memory_bytes)
 
 
 def _network_hash(config: RegisterConfig) -> str:

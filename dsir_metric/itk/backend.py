@@ -34,7 +34,7 @@ def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Def
         folder = Path(temporary)
         for name, image in (("fixed", pair.fixed.to_sitk()), ("moving", pair.moving.to_sitk()), ("mask", pair.mask)):
             sitk.WriteImage(image, str(folder / f"{name}.nrrd"))
-        device = "cuda" if config.device == "cuda" else "cpu"
+        device = config.device if config.device.startswith("cuda") else "cpu"
         run_module("itk", ["dsir_metric.itk.deform", device], folder, config.threads, config.engine.timeout_s)
         field = sitk.ReadImage(str(folder / "field.nrrd"), sitk.sitkVectorFloat64)
     found = DisplacementField(sitk.GetArrayFromImage(field), pair.fixed.grid)

@@ -1,6 +1,7 @@
 """What can do the deformable stage; a backend is one line here and one module with a function `deform`.
 
-Where more than a package can be missing, the module has a function `check` as well, called before the long part.
+Where more than a package can be missing, the module has a function `check` as well, and where it takes the
+representations of one model alone a function `check_model`; both are called before the long part.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ class Backend:
         """See that it can be used here with these settings; raises what `Package.check` and the module's own raise."""
         if self.package is not None:
             self.package.check()
-        own = getattr(importlib.import_module(self.module), "check", None)
+        self._ask("check", config)
+
+    def check_model(self, config: RegisterConfig) -> None:
+        """See that it takes the representations of the model in these settings; raises what the module's own raises."""
+        self._ask("check_model", config)
+
+    def _ask(self, name: str, config: RegisterConfig) -> None:
+        own = getattr(importlib.import_module(self.module), name, None)
         if own is not None:
             own(config)
 

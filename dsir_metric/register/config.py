@@ -9,6 +9,7 @@ from dsir_metric.bounds import MOST_NUMBER, Bytes, Length, Range, Threads, quote
 from dsir_metric.config import Settings
 from dsir_metric.errors import ConfigError
 from dsir_metric.register.backends import BACKENDS
+from dsir_metric.represent.device import Device
 
 __all__ = [
     "STAGES",
@@ -204,6 +205,9 @@ class InstanceConfig(Settings):
         Whether it is that of a stationary velocity: the deformation is then a diffeomorphism with an inverse.
     init : str
         "zero", or "convex": a discrete search first, for displacements that descent cannot reach.
+    gaussian_sigma : float
+        Standard deviation, in voxels, of the Gaussian under which both representations are compared (psi in equation 5
+        of the paper), with the metric dns; 0, the default, for none, up to 8.
     dense : DenseConfig
     """
 
@@ -212,12 +216,18 @@ class InstanceConfig(Settings):
     parametrisation: Literal["bspline", "dense"] = "bspline"
     velocity: bool = False
     init: Literal["zero", "convex"] = "zero"
+    gaussian_sigma: Annotated[float, Range(0, 8)] = 0.0  # wider than the gap between two organs
     dense: DenseConfig = field(default_factory=DenseConfig)
 
     def check_together(self) -> None:
         """See that the metric has what the search needs."""
         if self.metric == "nmi" and self.init == "convex":
             raise ConfigError("instance: init convex compares descriptors, which nmi has not; use metric dns or mind")
+        if self.gaussian_sigma > 0 and self.metric != "dns":
+            raise ConfigError(
+                f"instance: gaussian_sigma smooths representations, got metric {self.metric}, which compares none; use "
+                "metric dns, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -263,9 +273,12 @@ class RegisterConfig(Settings):
     model : str
         Name, path or address of the model that makes the representations.
     device : str
-        "auto", "cpu" or "cuda", for the representations and the backend torch.
+        "auto", "cpu", "cuda" or "cuda:1" (the second GPU), for the representations and the backends torch and lapirn. A
+        GPU that is named and not there is an error; "auto" then takes the CPU.
     threads : int, optional
         CPU threads; all cores by default.
+    gpu_memory_bytes : int, optional
+        The most that ONNX Runtime, and torch, take on the GPU.
     memory_bytes : int, optional
         What the process may have, with the backend sitk; it makes tiles smaller, and voxels larger where `spacing_mm`
         is not given. Masks and labels come on top.
@@ -298,8 +311,9 @@ class RegisterConfig(Settings):
 
     backend: str = "sitk"
     model: str = "default"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     threads: Threads | None = None
+    gpu_memory_bytes: Bytes | None = None
     memory_bytes: Bytes | None = None
     spacing_mm: Annotated[float, Range(1e-4, 1000)] | None = None
     fixed_intensity: str = "auto"
@@ -340,7 +354,8 @@ class RegisterConfig(Settings):
         return ("deformable" in self.stages and ours and asked) or (self.refines and self.deformable.information > 0)
 
     def check_together(self) -> None:
-        """See that the backend exists and has what is set, and that the stages are in order."""
+        """See that device and backend exist and have what is set, and that the stages are in order."""
+        Device.of(self.device)
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend {quoted(self.backend)} is unknown; there are {', '.join(BACKENDS)}")
         if self.memory_bytes is not None and self.backend != "sitk":

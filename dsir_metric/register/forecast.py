@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 
 from dsir_metric.errors import ConfigError
@@ -43,7 +44,15 @@ _STAGES_S, _STAGES_S_PER_VOXEL = 10.0, 12e-6
 
 def open_representer(config: RegisterConfig, fixed: Grid, moving: Grid) -> Representer:
     """What represents the scans of a registration, within the part of the memory that is left for it."""
-    return Representer(config.model, config.device, config.threads, memory_bytes=memory_left(config, fixed, moving))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is in the result
+        return Representer(
+            config.model,
+            config.device,
+            config.threads,
+            memory_bytes=memory_left(config, fixed, moving),
+            gpu_memory_bytes=config.gpu_memory_bytes,
+        )
 
 
 def memory_left(config: RegisterConfig, fixed: Grid, moving: Grid, *, shared: bool = False) -> int | None:

@@ -21,11 +21,22 @@ from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.deformable import fit_freeform
 from dsir_metric.register.pair import Level, through
 from dsir_metric.register.problem import Deformation, Problem, Report
-from dsir_metric.represent import Representation
+from dsir_metric.represent import Representation, load_card
 from dsir_metric.represent.card import MOST_CHANNELS, card_of
-from dsir_metric.represent.runtime import metadata_of, open_session
+from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.zoo import shipped_models
 
-__all__ = ["FORMAT", "RegistrationCard", "check", "deform", "near", "network_path", "on_grid"]
+__all__ = [
+    "FORMAT",
+    "RegistrationCard",
+    "check",
+    "check_model",
+    "deform",
+    "near",
+    "network_path",
+    "on_grid",
+    "shipped_networks",
+]
 
 FORMAT = 1
 _FOLDER = Path(__file__).parent.parent / "models" / "registration"
@@ -111,6 +122,11 @@ class RegistrationCard(Settings):
             ) from error
 
 
+def shipped_networks() -> dict[str, Path]:
+    """Files of the registration networks in the package, by name, sorted."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
+
+
 def network_path(network: str | Path) -> Path:
     """File of a registration network: a name in the package's `models/registration` folder, or a file.
 
@@ -119,7 +135,7 @@ def network_path(network: str | Path) -> Path:
     ModelFileError
         If it is neither.
     """
-    shipped = {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
+    shipped = shipped_networks()
     if str(network) in shipped:
         return shipped[str(network)]
     if not os.path.isfile(network):  # also of a name that is too long for a file
@@ -131,8 +147,23 @@ def network_path(network: str | Path) -> Path:
 
 
 def check(config: RegisterConfig) -> None:
-    """See that there is such a network; see `network_path`."""
-    network_path(config.lapirn.model)
+    """See that there is such a network and that it opens on the device; raises as `network_path` and `open_session`."""
+    _open(config)
+
+
+def check_model(config: RegisterConfig) -> None:
+    """See that the network was trained on the representations of `config.model`.
+
+    Raises
+    ------
+    ModelFileError
+        If it was trained on those of another model; the message names a pair that works, where one ships.
+    RemoteError
+        If the model is on a server that does not answer.
+    """
+    path, _, network = _open(config)
+    card = load_card(config.model)
+    _check_representation(network, card.weights_hash, card.channels, str(config.model), path)
 
 
 def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Deformation:
@@ -159,11 +190,11 @@ def deform(problem: Problem, linear: NDArray[np.float64], report: Report) -> Def
     ModelFileError
         If there is no such network, or it was trained on other representations than these.
     """
-    path = network_path(problem.config.lapirn.model)
-    session = open_session(path, problem.config.device, problem.config.threads)
-    card = RegistrationCard.from_metadata(metadata_of(session, path), path)
+    path, session, card = _open(problem.config)
     level = near(problem.levels, card.spacing_mm)
-    _check(card, level, path)
+    for name, side in (("fixed", level.fixed), ("moving", level.moving)):
+        weights_hash = str(side.provenance.get("model_hash", "unknown"))
+        _check_representation(card, weights_hash, side.channels, f"the {name} representation", path)
     grid = level.fixed.grid.resampled(card.spacing_mm).padded(1)  # around the box: the field is the identity outside
     given = {"fixed": on_grid(level.fixed, grid), "moving": on_grid(level.moving, grid, through(level, linear))}
     report(0.2, float(-np.mean(np.sum(given["fixed"].values * given["moving"].values, axis=-1))))
@@ -196,14 +227,29 @@ def on_grid(representation: Representation, grid: Grid, transform: sitk.Transfor
     return representation.resampled(grid, transform, extend=True).unit()
 
 
-def _check(card: RegistrationCard, level: Level, path: Path) -> None:
-    for name, side in (("fixed", level.fixed), ("moving", level.moving)):
-        came = str(side.provenance.get("model_hash", "unknown"))
-        if came != card.representation or side.channels != card.channels:
-            raise ModelFileError(
-                f"{path}: was trained on representations of the model {card.representation[:12]}; the {name} one is of "
-                f"{came[:12]}: give that model (--model), or train a network for this one"
-            )
+def _open(config: RegisterConfig) -> tuple[Path, Any, RegistrationCard]:
+    """File, session and card of the network that the settings name."""
+    path = network_path(config.lapirn.model)
+    session = open_session(path, config.device, config.threads, config.gpu_memory_bytes)
+    return path, session, RegistrationCard.from_metadata(metadata_of(session, path), path)
+
+
+def _check_representation(card: RegistrationCard, weights_hash: str, channels: int, whose: str, path: Path) -> None:
+    """Refuse representations of another model than the network was trained on."""
+    if weights_hash == card.representation and channels == card.channels:
+        return
+    raise ModelFileError(
+        f"{path}: was trained on representations of the model {card.representation[:12]}, got {whose} of "
+        f"{weights_hash[:12]}; {_remedy(card, path)}train a network for this model (dsir-metric train-registration)"
+    )
+
+
+def _remedy(card: RegistrationCard, path: Path) -> str:
+    """How to come by the model of a network's card, with "or" behind it; empty where nobody could have it."""
+    for name, file in shipped_models().items():
+        if load_card(file).weights_hash == card.representation:
+            return f"use --model {name}, or "
+    return "" if path in shipped_networks().values() else "give the model it was trained on (--model), or "
 
 
 def _run(session: Any, given: Mapping[str, Representation], multiple: int, path: Path) -> list[NDArray[np.float32]]:

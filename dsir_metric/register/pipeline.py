@@ -111,6 +111,8 @@ def register(
     """
     config = config or RegisterConfig()
     BACKENDS[config.backend].check(config)
+    if representations is None:
+        BACKENDS[config.backend].check_model(config)
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     refines = config.refines and not isinstance(representations, tuple)
     stages = tuple(name for name in config.stages if name != "refine" or refines)
@@ -142,6 +144,7 @@ def _register(
     with clock.stage("represent"):
         make = None if isinstance(representations, tuple) else representations
         warnings += [make.remark] if make is not None and make.remark else []
+        warnings += [make.representer.obstacle] if make is not None and make.representer.obstacle else []
         pair = representations if isinstance(representations, tuple) else representations(fixed, moving)
         problem = _prepare(fixed, moving, pair, config, masks, state)
         del pair

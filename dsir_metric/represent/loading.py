@@ -13,7 +13,7 @@ from dsir_metric.represent.card import ModelCard
 from dsir_metric.represent.network import Network
 from dsir_metric.represent.probe import feature_reach, head_reach, probe_volume, repeats
 from dsir_metric.represent.remote import RemoteNetwork, is_remote
-from dsir_metric.represent.runtime import metadata_of, open_session
+from dsir_metric.represent.runtime import metadata_of, open_or_fall_back, open_session
 from dsir_metric.represent.weights import weights_hash
 from dsir_metric.represent.zoo import model_path
 
@@ -49,7 +49,12 @@ def load_card(model: str | Path) -> ModelCard:
     return network.card
 
 
-def open_network(model: str | Path = "default", device: str = "auto", threads: int | None = None) -> Network:
+def open_network(
+    model: str | Path = "default",
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory_bytes: int | None = None,
+) -> Network:
     """Open a model; its card is checked first.
 
     Parameters
@@ -57,14 +62,16 @@ def open_network(model: str | Path = "default", device: str = "auto", threads: i
     model : str or Path
         Name of a shipped model, or a file.
     device : str
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda" or "cuda:N".
     threads : int or None
         CPU threads; None for every core.
+    gpu_memory_bytes : int or None
+        The most that ONNX Runtime takes on the GPU.
 
     Raises
     ------
     ModelFileError, ConfigError, MissingDependencyError
-        See `load_card` and `open_session`.
+        See `load_card` and `open_or_fall_back`.
 
     Notes
     -----
@@ -72,13 +79,13 @@ def open_network(model: str | Path = "default", device: str = "auto", threads: i
     another model by then, or if the GPU is out of its reach.
     """
     path = model_path(model).absolute()
-    session, card = open_session(path, device, threads), load_card(path)
+    (session, obstacle), card = open_or_fall_back(path, device, threads, gpu_memory_bytes), load_card(path)
     provider = session.get_providers()[0]
 
     def again() -> Any:
         if load_card(path) != card:
             raise ModelFileError(f"{path}: has another model than when it was opened; start the workers again")
-        session = open_session(path, device, threads)
+        session, _ = open_or_fall_back(path, device, threads, gpu_memory_bytes)
         if session.get_providers()[0] != provider:
             raise ConfigError(
                 f"a forked process cannot use the GPU of its parent ({provider}): start workers with "
@@ -86,7 +93,7 @@ def open_network(model: str | Path = "default", device: str = "auto", threads: i
             )
         return session
 
-    return Network(session, card, again)
+    return Network(session, card, again, obstacle)
 
 
 def verify(model: str | Path) -> Iterator[str]:

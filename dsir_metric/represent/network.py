@@ -28,11 +28,14 @@ class Memory:
     shape : tuple of int
     device : str
         "cpu" or "cuda".
+    index : int
+        Which GPU.
     """
 
     address: int
     shape: tuple[int, ...]
     device: str
+    index: int = 0
 
 
 class Network:
@@ -45,18 +48,23 @@ class Network:
     again : callable, optional
         Opens the session again in a process that was forked from this one: the threads of a session, and its GPU, are
         not copied with it. Without it, such a process must not use the network.
+    obstacle : str
+        See `open_or_fall_back`.
 
     Attributes
     ----------
     card : ModelCard
+    obstacle : str
     provider : str
         ONNX Runtime's name of what runs the network, such as "CPUExecutionProvider".
     """
 
-    def __init__(self, session: Any, card: ModelCard, again: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self, session: Any, card: ModelCard, again: Callable[[], Any] | None = None, obstacle: str = ""
+    ) -> None:
         self._opened, self._process, self._again = session, os.getpid(), again
         _networks.add(self)
-        self.card = card
+        self.card, self.obstacle = card, obstacle
         self.provider: str = session.get_providers()[0]
         # ONNX Runtime wants every input fed: the entry that is not asked gets one voxel.
         self._idle = {
@@ -70,6 +78,12 @@ class Network:
         if self._again is not None and self._process != os.getpid():
             self._opened, self._process = self._again(), os.getpid()
         return self._opened
+
+    @property
+    def gpu(self) -> int | None:
+        """Number of the GPU that runs the network; None on the CPU."""
+        options = self._session.get_provider_options().get("CUDAExecutionProvider")
+        return None if options is None else int(options.get("device_id", 0))
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feature map (features, z, y, x) of intensities (z, y, x) in [0, 1]."""
@@ -93,8 +107,8 @@ class Network:
         for name, idle in self._idle.items():
             if name != entry:
                 binding.bind_cpu_input(name, idle)
-        binding.bind_input(entry, given.device, 0, np.float32, given.shape, given.address)
-        binding.bind_output(output, result.device, 0, np.float32, result.shape, result.address)
+        binding.bind_input(entry, given.device, given.index, np.float32, given.shape, given.address)
+        binding.bind_output(output, result.device, result.index, np.float32, result.shape, result.address)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import copy
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ class Representer:
         "default", another shipped model, an .onnx file made by `dsir-metric export`, or the address of a model on an
         inference server, such as "grpc://host:8001/masrnet"; see `dsir_metric.represent.remote`.
     device : str
-        "auto" (CUDA where it runs, else the CPU), "cpu" or "cuda" (the CPU with a warning where it does not run). Of no
+        "auto" (CUDA where it runs, else the CPU; see `obstacle`), "cpu", "cuda", or "cuda:1" for the second GPU. Of no
         effect on a server's model.
     threads : int or None
         CPU threads; None for every core. Of no effect on a server's model.
@@ -48,6 +49,8 @@ class Representer:
         about 2 GiB, or that the server takes. The result is the same, bit for bit.
     memory_bytes : int or None
         Bytes that the whole process may have while a scan is represented. Of no effect on a server's model.
+    gpu_memory_bytes : int or None
+        The most that ONNX Runtime takes on the GPU; None for no limit.
 
     Attributes
     ----------
@@ -60,11 +63,17 @@ class Representer:
     ModelFileError
         If the model is absent, no ONNX, or has no card that fits it, see `load_card`.
     MissingDependencyError
-        If ONNX Runtime is absent or installed twice, or what talks to servers is absent.
+        If ONNX Runtime is absent or installed twice, CUDA was asked for by name and cannot be used, or what talks to
+        servers is absent.
     ConfigError
         If `device`, `threads`, `tile` or `memory_bytes` is out of range, or an address is none.
     RemoteError
         If a server does not answer, or has another model.
+
+    Warns
+    -----
+    RuntimeWarning
+        See `obstacle`.
 
     Examples
     --------
@@ -79,6 +88,7 @@ class Representer:
         threads: int | None = None,
         tile: int | None = None,
         memory_bytes: int | None = None,
+        gpu_memory_bytes: int | None = None,
     ) -> None:
         memory_bytes = checked(Bytes | None, memory_bytes, "memory_bytes")
         tile = checked(_Edge | None, tile, "tile")
@@ -86,7 +96,9 @@ class Representer:
         if is_remote(model):
             self._network = RemoteNetwork(str(model), tile)
         else:
-            self._network = TiledNetwork(open_network(model, device, threads), tile, memory_bytes)
+            self._network = TiledNetwork(open_network(model, device, threads, gpu_memory_bytes), tile, memory_bytes)
+        if self.obstacle:
+            warnings.warn(self.obstacle, RuntimeWarning, stacklevel=2)
 
     def within(self, memory_bytes: int | None) -> Representer:
         """The same open model, where the process may have so many bytes."""
@@ -108,6 +120,11 @@ class Representer:
     def provider(self) -> str:
         """Execution provider in use, or the server."""
         return self._network.provider
+
+    @property
+    def obstacle(self) -> str:
+        """That CUDA cannot be used although this ONNX Runtime has it, and why; empty otherwise."""
+        return "" if self.local is None else self.local.network.obstacle
 
     @property
     def model_hash(self) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import warnings
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dsir_metric.bounds import Threads
+from dsir_metric.bounds import Bytes, Threads
 from dsir_metric.config import checked
-from dsir_metric.errors import ConfigError, MissingDependencyError, ModelFileError
+from dsir_metric.errors import MissingDependencyError, ModelFileError
+from dsir_metric.represent.device import Device
 
-__all__ = ["DEVICES", "metadata_of", "onnxruntime", "open_session"]
+__all__ = ["metadata_of", "onnxruntime", "open_or_fall_back", "open_session"]
 
-DEVICES = ("auto", "cpu", "cuda")
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # TensorFloat-32 would round descriptors to three digits.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_ERROR, _NOTHING = 3, 4  # severities of ONNX Runtime's log
 
 
 def onnxruntime() -> ModuleType:
@@ -44,46 +50,140 @@ def onnxruntime() -> ModuleType:
         ) from error
 
 
-def open_session(path: Path, device: str = "auto", threads: int | None = None) -> Any:
-    """An `onnxruntime.InferenceSession`; where CUDA was to be expected and does not start, the CPU and one warning.
+def open_session(
+    path: Path, device: str = "auto", threads: int | None = None, gpu_memory_bytes: int | None = None
+) -> Any:
+    """An `onnxruntime.InferenceSession`; see `open_or_fall_back`."""
+    return open_or_fall_back(path, device, threads, gpu_memory_bytes)[0]
+
+
+def open_or_fall_back(
+    path: Path, device: str = "auto", threads: int | None = None, gpu_memory_bytes: int | None = None
+) -> tuple[Any, str]:
+    """An `onnxruntime.InferenceSession`, and why it is on the CPU although this ONNX Runtime has CUDA.
 
     Parameters
     ----------
     path : Path
         An ONNX file.
     device : str
-        "auto" (CUDA where ONNX Runtime has it), "cpu" or "cuda".
+        "auto" (CUDA where it can be used), "cpu", "cuda", or "cuda:1" for the second GPU.
     threads : int or None
         Threads of one operator on the CPU; None lets ONNX Runtime take every core.
+    gpu_memory_bytes : int or None
+        The most that ONNX Runtime takes on the GPU.
+
+    Returns
+    -------
+    session : onnxruntime.InferenceSession
+    obstacle : str
+        Only for "auto": that CUDA cannot be used, with ONNX Runtime's reason. Empty where it is used, and where the
+        installed ONNX Runtime is the one for the CPU.
 
     Raises
     ------
     ConfigError
-        If `device` or `threads` is none of these.
+        If `device`, `threads` or `gpu_memory_bytes` is none of these.
     MissingDependencyError
-        See `onnxruntime`.
+        See `onnxruntime`; or if CUDA was asked for by name and cannot be used.
     ModelFileError
         If the file is no ONNX model that this ONNX Runtime can run.
     """
-    if device not in DEVICES:
-        raise ConfigError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
+    wanted = Device.of(device)
     threads = checked(Threads | None, threads, "threads")
-    runtime = onnxruntime()
+    gpu_memory_bytes = checked(Bytes | None, gpu_memory_bytes, "gpu_memory_bytes")
+    runtime, obstacle = onnxruntime(), ""
+    listed = _CUDA in runtime.get_available_providers()  # by the GPU build, even where no GPU is
+    if wanted.kind == "cuda" and not listed:
+        raise _not_there(device, f"the installed ONNX Runtime has only {', '.join(runtime.get_available_providers())}")
+    if wanted.kind != "cpu" and listed:
+        session, reason = _on_cuda(runtime, path, wanted.index, threads, gpu_memory_bytes)
+        if session is not None:
+            return session, ""
+        if wanted.kind == "cuda":
+            raise _not_there(device, reason)
+        obstacle = f"ONNX Runtime for CUDA is installed and cannot use it, the network runs on the CPU: {reason}"
+    try:
+        return runtime.InferenceSession(str(path), sess_options=_options(runtime, threads), providers=[_CPU]), obstacle
+    except Exception as error:  # ONNX Runtime's classes have no common base of their own
+        raise ModelFileError(f"{path}: is no ONNX model that ONNX Runtime can open ({_first_line(error)})") from error
+
+
+def _on_cuda(
+    runtime: Any, path: Path, index: int, threads: int | None, gpu_memory_bytes: int | None
+) -> tuple[Any, str]:
+    """A session on a GPU, or None and the reason why there is none."""
+    _preload(runtime)
+    cuda = {**_CUDA_OPTIONS, "device_id": str(index)}
+    if gpu_memory_bytes is not None:
+        cuda["gpu_mem_limit"] = str(gpu_memory_bytes)
+    options = _options(runtime, threads)
+    options.log_severity_level = _ERROR
+    said: list[str] = []
+    try:
+        with _heard(said):
+            session = runtime.InferenceSession(
+                str(path), sess_options=options, providers=[(_CUDA, cuda), _CPU], enable_fallback=0
+            )
+    except Exception as error:  # see `open_or_fall_back`
+        return None, _first_line(error)
+    if session.get_providers()[0] == _CUDA:
+        return session, ""
+    return None, _reason(said) or "CUDA did not start and ONNX Runtime gave no reason"
+
+
+def _options(runtime: Any, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False  # an arena keeps every block it ever needed: twice the memory
     options.enable_mem_pattern = False  # one block for all that a shape seen twice needs: half as much again
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # a provider that cannot start is told by `_tell_fallback`, not on stderr
-    listed = _CUDA in runtime.get_available_providers()  # listed by the GPU build even where no GPU is
-    providers = [(_CUDA, _CUDA_OPTIONS), _CPU] if listed and device != "cpu" else [_CPU]
-    try:
-        session = runtime.InferenceSession(str(path), sess_options=options, providers=providers)
-    except Exception as error:  # ONNX Runtime's classes have no common base of their own
-        reason = " ".join(str(error)[:300].split())
-        raise ModelFileError(f"{path}: is no ONNX model that ONNX Runtime can open ({reason})") from error
-    if (listed or device == "cuda") and device != "cpu" and session.get_providers()[0] != _CUDA:
-        _tell_fallback()
-    return session
+    options.log_severity_level = _NOTHING  # what fails is raised
+    return options
+
+
+@cache
+def _preload(runtime: Any) -> None:
+    """Load the CUDA libraries that pip installed, which the linker would not find; once a process.
+
+    What cannot be loaded is told when a session starts.
+    """
+    load = getattr(runtime, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if load is not None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            load()
+
+
+@contextlib.contextmanager
+def _heard(said: list[str]) -> Iterator[None]:
+    """Collect what C++ writes to standard error; ONNX Runtime tells in no other way why a provider cannot start."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode(errors="replace").splitlines()
+
+
+def _reason(said: list[str]) -> str:
+    """The first error in lines of ONNX Runtime's log, without colours, time, file and function."""
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said]
+    errors = [line for line in plain if re.search(r"\[E:onnxruntime", line)] or [line for line in plain if line.strip()]
+    return re.sub(r"^.*?\[[A-Z]:onnxruntime[^\]]*\]\s*", "", errors[0]).strip() if errors else ""
+
+
+def _not_there(device: str, reason: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"device {device} was asked for and cannot be used: {reason}; install dsir-metric[gpu] and its driver and "
+        "CUDA libraries, or choose device cpu"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def metadata_of(session: Any, path: Path) -> dict[str, str]:
@@ -107,14 +207,3 @@ def _installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-@cache
-def _tell_fallback() -> None:
-    """Warn, once a process."""
-    warnings.warn(
-        "CUDA did not start in ONNX Runtime, the network runs on the CPU; check the driver, CUDA and cuDNN, and that "
-        "dsir-metric[gpu] is installed, or choose device='cpu'",
-        RuntimeWarning,
-        stacklevel=5,
-    )

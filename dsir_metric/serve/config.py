@@ -59,7 +59,7 @@ class ServeConfig(Settings):
     grace_s : int
         Seconds that requests under way are given when the server is stopped.
     device : str
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda" or "cuda:N".
     threads : int or None
         CPU threads of one request; None for every core.
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ def serve(config: ServeConfig, on_start: Callable[[Endpoints], None] = lambda _:
     """
     kserve = kserve_parts()
     _check_certificate(config)
-    network = TiledNetwork(open_network(config.model, config.device, config.threads))
+    opened = open_network(config.model, config.device, config.threads)
+    if opened.obstacle:
+        warnings.warn(opened.obstacle, RuntimeWarning, stacklevel=2)
+    network = TiledNetwork(opened)
     answerer = Answerer(network, Offer(network.card, config.max_voxels, config.precision), config.most_cost)
     with _listen(config) as listening, _signals_noted():
         asyncio.run(_run(kserve, config, answerer, listening, on_start))

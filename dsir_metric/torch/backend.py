@@ -16,6 +16,7 @@ from dsir_metric.register.config import RegisterConfig
 from dsir_metric.register.pair import Level, aligned
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation
+from dsir_metric.represent.device import Device
 from dsir_metric.torch.convex import ConvexConfig, coupled_convex
 from dsir_metric.torch.instance import optimise
 from dsir_metric.torch.mind import mind_ssc
@@ -42,6 +43,7 @@ def deform(problem: Problem, linear: Array, report: Report) -> Deformation:
         If the GPU has not enough memory, or no point falls inside the moving image.
     """
     config, device = problem.config, choose_device(problem.config.device)
+    _limit(device, config.gpu_memory_bytes)
     with torch_threads(config.threads):
         try:
             volumes, linear = _volumes(problem, linear, device)
@@ -57,29 +59,39 @@ def check(config: RegisterConfig) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means here.
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
 
     Raises
     ------
     MissingDependencyError
-        If it is "cuda" and torch finds no GPU.
+        If it is a GPU and torch does not find it.
     RegistrationError
-        If it is "cuda" in a process that was forked from one that used the GPU.
+        If it is a GPU in a process that was forked from one that used it.
+    ConfigError
+        If there is no such name.
     """
-    lost = torch.cuda._is_in_bad_fork()
-    found = torch.cuda.is_available() and not lost
-    if name == "cuda" and lost:
+    wanted, lost = Device.of(name), torch.cuda._is_in_bad_fork()
+    count = 0 if lost or not torch.cuda.is_available() else torch.cuda.device_count()
+    if wanted.kind == "cuda" and lost:
         raise RegistrationError(
             "torch cannot use the GPU in a process that was forked from one that used it; start workers with "
             "multiprocessing.get_context('spawn'), or choose device cpu"
         )
-    if name == "cuda" and not found:
+    if wanted.kind == "cuda" and wanted.index >= count:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        found = f"finds {count} of them" if count else "finds no GPU"
         raise MissingDependencyError(
-            f"device cuda was asked for and torch finds no GPU (torch {torch.__version__}, {build}); install a torch "
-            "with CUDA and its driver, or choose device cpu"
+            f"device {name} was asked for and torch {found} (torch {torch.__version__}, {build}); install a torch "
+            "with CUDA and its driver, or choose another device, such as cpu"
         )
-    return torch.device("cuda" if found and name != "cpu" else "cpu")
+    return torch.device("cuda", wanted.index) if count and wanted.kind != "cpu" else torch.device("cpu")
+
+
+def _limit(device: torch.device, gpu_memory_bytes: int | None) -> None:
+    """Keep torch within so many bytes of a GPU."""
+    if device.type == "cuda" and gpu_memory_bytes is not None:
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory_bytes / whole), device)
 
 
 def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Volumes, Array]:
@@ -90,6 +102,7 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
     level = problem.levels[-1]
     if problem.config.instance.metric == "mind":
         level = _with_mind(level)
+    level = _smoothed(level, problem.config.instance.gaussian_sigma)
     if level.after is not None:
         level, linear = aligned(level, linear), np.eye(4)
     half = device.type == "cuda" and problem.config.instance.metric == "dns"
@@ -107,6 +120,14 @@ def _volumes(problem: Problem, linear: Array, device: torch.device) -> tuple[Vol
         level.scans and (_image(level.scans[0], device), _image(level.scans[1], device)),
     )
     return volumes, linear
+
+
+def _smoothed(level: Level, sigma: float) -> Level:
+    """The level with representations under a Gaussian of `sigma` voxels, once for all resolutions made of it."""
+    if sigma == 0:
+        return level
+    sigma_mm = sigma * level.spacing_mm
+    return replace(level, fixed=level.fixed.smoothed(sigma_mm), moving=level.moving.smoothed(sigma_mm))
 
 
 def _with_mind(level: Level) -> Level:

@@ -21,7 +21,8 @@ __all__ = ["describe", "describe_image", "network_device"]
 
 def network_device(representer: Representer) -> torch.device:
     """Where the network of `representer` runs, and `describe` wants its volumes; the CPU where a server has it."""
-    return torch.device("cuda:0" if representer.provider == "CUDAExecutionProvider" else "cpu")
+    gpu = None if representer.local is None else representer.local.network.gpu
+    return torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
 
 
 def describe(representer: Representer, volume: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def _mirrored(part: slice, size: int) -> slice:
 
 
 def _memory(tensor: Tensor) -> Memory:
-    return Memory(tensor.data_ptr(), tuple(tensor.shape), tensor.device.type)
+    return Memory(tensor.data_ptr(), tuple(tensor.shape), tensor.device.type, tensor.device.index or 0)
 
 
 def _wait(device: torch.device) -> None:

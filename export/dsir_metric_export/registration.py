@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from dsir_metric_train.registration import read_registration
+from dsir_metric_train.registration import RegistrationRecipe, read_registration
 from torch import Tensor, nn
 
-from dsir_metric.errors import ParityError
+from dsir_metric.errors import ModelFileError, ParityError
 from dsir_metric.io import atomic
-from dsir_metric.register.lapirn import FORMAT, RegistrationCard
+from dsir_metric.register.lapirn import FORMAT, RegistrationCard, network_path
 from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.weights import weights_hash
 from dsir_metric.torch.lapirn import MULTIPLE, RegistrationNetwork
 from dsir_metric_export.export import to_onnx
 
-__all__ = ["Registering", "export_registration", "measure_registration_parity"]
+__all__ = ["Registering", "export_registration", "measure_registration_parity", "read_registration_network"]
 
 OPSET = 20  # the first whose GridSample takes volumes
 TOLERANCE_VOX = 1e-3
@@ -46,6 +47,41 @@ class Registering(nn.Module):
         field = self.network.field(fixed, moving, self.network.levels, self.network.levels)
         signs = (1, -1) if self.network.squarings else (1,)
         return tuple(self.network.displacement(sign * field) for sign in signs)
+
+
+def read_registration_network(model: str | Path, recipe: RegistrationRecipe) -> RegistrationNetwork:
+    """The network inside a file that `export_registration` made, with its weights, to train it on.
+
+    Parameters
+    ----------
+    model : str or Path
+        Name of a shipped registration network, or a file.
+    recipe : RegistrationRecipe
+        Its architecture must be that of the file; its `base` is the hash of the weights that are expected, if any are.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such network, or it has other weights than expected, or another architecture.
+    """
+    path = network_path(model)
+    found = weights_hash(path)
+    if recipe.base and recipe.base != found:
+        raise ModelFileError(
+            f"{path}: has the weights {found[:12]}; {recipe.base[:12]} are expected: give that network"
+        )
+    session = open_session(path, "cpu", 1)
+    card = RegistrationCard.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    network = recipe.make_network(card.channels)
+    constants = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(path).graph.initializer}
+    try:
+        state = {name: torch.tensor(constants[f"network.{name}"]) for name in network.state_dict()}
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{path}: is a network of another architecture than the recipe's {recipe.network}; give its recipe"
+        ) from error
+    return network
 
 
 def export_registration(checkpoint: Path, folder: Path) -> RegistrationCard:

@@ -11,6 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric_train.journal import Journal, Saver
+from dsir_metric_train.steps import StepBar
+from dsir_metric_train.stop import Stopper
 from dsir_metric_train.together import Machines, together
 
 __all__ = ["CHECKPOINT", "Chunked", "diverged", "mixed", "run"]
@@ -47,7 +49,9 @@ class Chunked(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Begin a whole chunk."""
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = True  # else Lightning would finish a chunk that a signal cut short
+        batches = progress["current"]
         batches.update(dict.fromkeys(batches, 0))  # else Lightning counts those of the chunk before to the next one
 
 
@@ -80,13 +84,19 @@ def run(
     """Train `module` for `steps` steps in all and leave `last.ckpt` in `out`; its path.
 
     Each process of `machines` averages the gradients of `share` batches of `data` a step.
+
+    Raises
+    ------
+    StoppedError
+        In the first process, if a signal asked any to end; the checkpoint is that of the step it arrived in.
     """
     machines = machines or Machines()
     machines.check_launched()
     previous = out / CHECKPOINT
     for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
         stale.unlink(missing_ok=True)
-    saver = Saver(previous)
+    saver, stopper = Saver(previous), Stopper()
+    bar = [StepBar()] if progress else []
     try:
         trainer = lightning.Trainer(
             max_steps=steps,
@@ -96,7 +106,7 @@ def run(
             strategy="auto" if machines.processes == 1 else _PARALLEL,
             accumulate_grad_batches=share,
             logger=False,
-            callbacks=[journal, saver],
+            callbacks=[stopper, journal, saver, *bar],
             plugins=[saver.files],
             enable_checkpointing=False,
             enable_progress_bar=progress,
@@ -114,4 +124,8 @@ def run(
             f"process {trainer.global_rank} of {trainer.world_size} cannot reach another one at step "
             f"{trainer.global_step}: it ended, was killed or never began; the last good checkpoint stays: go on from it"
         ) from error
+    if trainer.is_global_zero:
+        stopper.check(previous, trainer.global_step, steps)
+    elif stopper.signal is not None:
+        raise SystemExit  # as `together`: the first one tells
     return previous

@@ -44,16 +44,23 @@ class Registration(Chunked):
         To train on and to validate on.
     facts : dict
         What the checkpoint is to tell besides the recipe: "channels", "representation", "data".
+    network : RegistrationNetwork, optional
+        Where to begin; random weights by default.
     """
 
     network: RegistrationNetwork
 
     def __init__(
-        self, recipe: RegistrationRecipe, trained: list[Volume], held: list[Volume], facts: dict[str, Any]
+        self,
+        recipe: RegistrationRecipe,
+        trained: list[Volume],
+        held: list[Volume],
+        facts: dict[str, Any],
+        network: RegistrationNetwork | None = None,
     ) -> None:
         super().__init__()
         self.recipe, self.held = recipe, held
-        self.network = recipe.make_network(facts["channels"])
+        self.network = network or recipe.make_network(facts["channels"])
         self.trained = {self.network.levels: trained}  # by resolution: no coarser level needs all of it
         for resolution in range(self.network.levels, min(2, self.network.levels), -1):
             self.trained[resolution - 1] = [volume.halved() for volume in self.trained[resolution]]
@@ -68,9 +75,10 @@ class Registration(Chunked):
             stage.requires_grad_(k + 1 == level or (k + 1 < level and since >= self.recipe.frozen))
 
     def on_train_batch_end(self, outputs: Any, batch: int, index: int) -> None:
-        """Count the time; validate at the end of a chunk."""
+        """Count the time; validate at the end of a chunk, also of one that is cut short."""
         self.seconds += time.perf_counter() - self._begin
-        if batch + 1 == self.recipe.chunk or self.global_step == sum(self.recipe.steps):
+        last = batch + 1 == self.recipe.chunk or self.global_step == sum(self.recipe.steps)
+        if last or self.trainer.should_stop:
             found = [self.validate(k) for k in range(_PAIRS)]
             means = {name: float(np.mean([figures[name] for figures in found])) for name in _VALIDATED}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
@@ -174,6 +182,7 @@ def train_registration(
     *,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
+    network: RegistrationNetwork | None = None,
     resume: bool = False,
     progress: bool = True,
     on_note: Callable[[str], None] | None = None,
@@ -190,6 +199,8 @@ def train_registration(
         Folder below which the recipe's file patterns are looked up; the recipe's own folder by default.
     cache : path, optional
         Folder of prepared volumes, which several trainings may share; `out/cache` by default.
+    network : RegistrationNetwork, optional
+        Weights to begin with, of the architecture in the recipe; random ones by default.
     resume : bool
         Go on from `out/last.ckpt` when it is there. On the CPU the weights end up the same as without the interruption.
     progress : bool
@@ -204,13 +215,16 @@ def train_registration(
     Raises
     ------
     ConfigError
-        If the recipe is unusable, or not the one that made the checkpoint to go on from.
+        If the recipe is unusable, or not the one that made the checkpoint to go on from, or it has a `base` and no
+        network is given.
     DataError, ShapeError, GeometryError
         If the data or the folders are unusable, or the loss is no number; then the last good checkpoint stays.
     ModelFileError, MissingDependencyError
         If the model of the representations, or the checkpoint, is unusable, or MONAI is absent.
     """
     recipe, out = load_toml(recipe_path, RegistrationRecipe), prepare_folder(out)
+    if recipe.base and network is None:
+        raise ConfigError(f"{recipe_path}: begins with the weights {recipe.base[:12]}; give the network that has them")
     root = Path(data_root) if data_root else Path(recipe_path).parent
     preparation = Preparation(recipe, root, prepare_folder(cache or out / "cache"), on_note)
     card = preparation.representer.card
@@ -221,7 +235,7 @@ def train_registration(
         if before["representation"] != facts["representation"]:
             raise ConfigError(f"{out / CHECKPOINT}: was trained on other representations; do not resume")
     lightning.seed_everything(recipe.seed, verbose=False)
-    module = Registration(recipe, *preparation.volumes(), facts)
+    module = Registration(recipe, *preparation.volumes(), facts, network)
     journal = Journal(out / "log" / "metrics.csv", ("loss", "similarity", "smoothness", *_VALIDATED))
     data = _Counted(recipe.chunk)
     return run(module, data, out, steps=sum(recipe.steps), journal=journal, resume=resume, progress=progress)

@@ -121,6 +121,8 @@ class RegistrationRecipe(Settings):
     sources : tuple of VolumeSource
     name : str
         In the card, and of the file.
+    base : str
+        Hash of the weights the training begins with; random weights where it is empty.
     network : str
         "lapirn" or "voxelmorph".
     loss : str
@@ -156,6 +158,7 @@ class RegistrationRecipe(Settings):
 
     sources: Annotated[tuple[VolumeSource, ...], Length(1, 1000)]
     name: str = "lapirn"
+    base: str = ""
     network: Literal["lapirn", "voxelmorph"] = "lapirn"
     loss: Literal["dns", "nmi", "mind"] = "dns"
     smoothness: NotNegative = 1.0
