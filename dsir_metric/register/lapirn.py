@@ -23,7 +23,7 @@ from dsir_metric.register.pair import Level, through
 from dsir_metric.register.problem import Deformation, Problem, Report
 from dsir_metric.represent import Representation, load_card
 from dsir_metric.represent.card import MOST_CHANNELS, card_of
-from dsir_metric.represent.runtime import open_session
+from dsir_metric.represent.runtime import metadata_of, open_session
 from dsir_metric.represent.zoo import shipped_models
 
 __all__ = [
