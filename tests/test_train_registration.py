@@ -393,7 +393,7 @@ def test_a_training_begins_with_the_network_of_another(trained: Path, folder: Pa
     assert content["hyper_parameters"]["recipe"]["base"] == base
     moved = max(float((after.state_dict()[name] - value).abs().max()) for name, value in weights(trained).items())
     assert 0 < moved < 0.01  # two steps of Adam away
-    with pytest.raises(ModelFileError, match="are expected: give that one"):
+    with pytest.raises(ModelFileError, match="are expected: give that network"):
         exporting.read_registration_network(file, replace(settings, base="0" * 64))
     wider = replace(settings, lapirn=replace(settings.lapirn, width=2))
     with pytest.raises(ModelFileError, match="another architecture"):

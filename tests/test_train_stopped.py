@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
-from dsir_metric_train import loop  # noqa: E402
+from dsir_metric_train import loop, run  # noqa: E402
 from dsir_metric_train.checkpoint import load_network  # noqa: E402
 from dsir_metric_train.loop import train  # noqa: E402
 from dsir_metric_train.registration import data as preparing  # noqa: E402
@@ -142,7 +142,7 @@ def test_a_registration_network_is_saved_too(
     monkeypatch.setattr(preparing, "_LINEAR", RegisterConfig(stages=("centre",)))
     monkeypatch.setattr(registration, "_PAIRS", 1)
 
-    def run(out: Path, *, resume: bool = False) -> Path:
+    def networks(out: Path, *, resume: bool = False) -> Path:
         cache = tmp_path / "cache"
         return train_registration(
             scans / "network.toml", out, data_root=scans, cache=cache, resume=resume, progress=False
@@ -151,13 +151,13 @@ def test_a_registration_network_is_saved_too(
     with monkeypatch.context() as patch:
         patch.setattr(registration, "diffusion", asked_at(step, registration.diffusion, signal.SIGTERM))
         with pytest.raises(StoppedError, match=rf"stopped by SIGTERM at step {step} of 6"):
-            run(tmp_path / "cut")
+            networks(tmp_path / "cut")
     network, content = read_registration(tmp_path / "cut" / "last.ckpt")
     assert content["global_step"] == content["hyper_parameters"]["steps"] == step
     assert content["hyper_parameters"]["validation"]["error_mm"] > 0
-    resumed = read_registration(run(tmp_path / "cut", resume=True))[0]
+    resumed = read_registration(networks(tmp_path / "cut", resume=True))[0]
     assert not same(resumed, network)
-    assert same(resumed, read_registration(run(tmp_path / "whole"))[0])
+    assert same(resumed, read_registration(networks(tmp_path / "whole"))[0])
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
@@ -180,11 +180,16 @@ def test_the_command_ends_as_schedulers_expect(number: int, workers: int, scans:
     assert sorted(path.name for path in out.iterdir()) == ["last.ckpt", "log"]
 
 
-def test_progress_is_told_in_steps(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_told_in_steps(
+    terminal: bool, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "is_terminal", lambda: terminal)
     describer(scans, tmp_path / "out", progress=True)
     shown = capfd.readouterr()
     text = shown.out + shown.err
-    assert "Epoch 1/3, step" in text
-    assert "Epoch 3/3, step" in text
-    assert "| 7/7 [" in text
+    for epoch, step in ((1, 0), (2, 3), (3, 6)):
+        assert f"Epoch {epoch}/3, step" in text
+        assert (f"| {step}/7 [" if terminal else f"step {step}/7") in text
     assert "/-" not in text
+    assert ("\r" in text) == terminal

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dsir_metric.errors import ConfigError, DataError
 from dsir_metric_train.journal import Journal, Saver
-from dsir_metric_train.steps import StepBar
+from dsir_metric_train.steps import StepBar, StepLines, is_terminal
 from dsir_metric_train.stop import Stopper
 from dsir_metric_train.together import Machines, together
 
@@ -96,7 +96,8 @@ def run(
     for stale in out.glob(f".*-{CHECKPOINT}"):  # a run killed while it wrote
         stale.unlink(missing_ok=True)
     saver, stopper = Saver(previous), Stopper()
-    bar = [StepBar()] if progress else []
+    watched = progress and is_terminal()
+    told = [StepBar() if watched else StepLines()] if progress else []
     try:
         trainer = lightning.Trainer(
             max_steps=steps,
@@ -106,10 +107,10 @@ def run(
             strategy="auto" if machines.processes == 1 else _PARALLEL,
             accumulate_grad_batches=share,
             logger=False,
-            callbacks=[stopper, journal, saver, *bar],
+            callbacks=[stopper, journal, saver, *told],
             plugins=[saver.files],
             enable_checkpointing=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=watched,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )

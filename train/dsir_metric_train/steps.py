@@ -1,17 +1,40 @@
-"""The progress bar of a run, in steps of the whole."""
+"""How far a run has come, in steps of the whole: a bar on a terminal, a line a chunk in a log file."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-__all__ = ["StepBar"]
+__all__ = ["StepBar", "StepLines", "is_terminal"]
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches; a bar would fill a log file, and leave its last line open when the run is killed."""
+    return sys.stdout.isatty()
+
+
+def _epoch(trainer: lightning.Trainer) -> str:
+    """Which epoch of how many, as "2/8"; an epoch is what lies between two checkpoints."""
+    size = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+    return f"Epoch {trainer.global_step // size + 1}/{-(-trainer.max_steps // size)}"
+
+
+class StepLines(lightning.Callback):
+    """A line at the beginning of each epoch, and the means of the one before."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        """Tell, in the first process."""
+        if trainer.is_global_zero:
+            figures = "".join(f", {name} {float(v):.3f}" for name, v in trainer.progress_bar_metrics.items())
+            sys.stdout.write(f"{_epoch(trainer)}, step {trainer.global_step}/{trainer.max_steps}{figures}\n")
+            sys.stdout.flush()
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's progress bar, over all steps; an epoch is what lies between two checkpoints."""
+    """Lightning's progress bar, over all steps."""
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Begin where the run is."""
@@ -19,7 +42,7 @@ class StepBar(TQDMProgressBar):
             return
         bar = self.train_progress_bar
         bar.total, bar.initial = trainer.max_steps, bar.initial or trainer.global_step  # a resumed run is no faster
-        bar.set_description(f"Epoch {self._epoch(trainer)}, step")
+        bar.set_description(f"{_epoch(trainer)}, step")
         self._show(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
@@ -43,9 +66,3 @@ class StepBar(TQDMProgressBar):
     def _show(self, trainer: lightning.Trainer) -> None:
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.refresh()
-
-    @staticmethod
-    def _epoch(trainer: lightning.Trainer) -> str:
-        """Which one of how many, as "2/8"."""
-        size = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        return f"{trainer.global_step // size + 1}/{-(-trainer.max_steps // size)}"
