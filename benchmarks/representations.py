@@ -151,6 +151,7 @@ class Describer:
     describe: Describe
     channels: ClassVar[int] = 0  # memory is told from these two, and is not limited here
     mixture: ClassVar[None] = None
+    obstacle: ClassVar[str] = ""  # nothing keeps it from the device
 
     @property
     def card(self) -> Describer:

@@ -88,7 +88,7 @@ def test_a_worker_keeps_to_the_memory_and_says_what_it_cost(study: Path) -> None
         (["--memory", "650MB"], r"row 4: voxels of 2.38 mm need"),
         (["--memory", "800MB", "--spacing", "2"], r"allow that much \(--memory\), or take voxels of [\d.]+ mm"),
         (["--memory", "4GB", "--workers", "1000"], "2 workers together may have 8000 MB of memory, 3800 MB"),
-        (["--memory", "1GB", "--backend", "ants"], "only sitk keeps to it"),
+        (["--memory", "1GB", "--backend", "ants"], "only sitk keeps to a limit"),
         (["--memory", "much"], "'much' is no size"),
     ],
 )

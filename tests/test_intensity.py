@@ -63,7 +63,7 @@ def test_unknown_rule(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["ct:300,100", "window:5,5"])
 def test_empty_window(text: str) -> None:
-    with pytest.raises(ConfigError, match="low must be below high"):
+    with pytest.raises(ConfigError, match="must have low below high"):
         resolve_intensity(MR, text)
 
 

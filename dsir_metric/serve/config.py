@@ -69,7 +69,7 @@ class ServeConfig(Settings):
         If one of these is out of range.
     """
 
-    model: Path | str = "default"
+    model: str | Path = "default"
     name: Annotated[str, Length(1, 200)] = MODEL_NAME
     host: Annotated[str, Length(1, 253)] = "127.0.0.1"  # the longest name of a host
     http_port: Port = 8000
