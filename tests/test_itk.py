@@ -17,6 +17,7 @@ from dsir_metric.phantom import PhantomPair
 from dsir_metric.register import RegisterConfig
 from dsir_metric.register import register as register_sitk
 from dsir_metric.represent import Representation
+from dsir_metric.represent.background import background
 from dsir_metric.sitk import ImageRegistrationMethod
 
 itk = pytest.importorskip("itk")
@@ -248,7 +249,7 @@ def test_registration_from_itk_images_to_an_itk_transform(pair: PhantomPair, tmp
         transform=found.transform,
         use_reference_image=True,
         reference_image=fixed,
-        default_pixel_value=float(sitk.GetArrayViewFromImage(pair.moving).min()),
+        default_pixel_value=background(pair.moving),
     )
     difference = sitk.GetArrayFromImage(to_sitk(moved)) - sitk.GetArrayFromImage(same.moved(pair.moving))
     assert np.abs(difference).max() < 0.1
