@@ -324,7 +324,7 @@ def test_no_voxels_of_a_thin_slab_fit(shared: bool) -> None:
 
 
 def test_memory_is_kept_by_sitk_alone() -> None:
-    with pytest.raises(ConfigError, match="only sitk keeps to it"):
+    with pytest.raises(ConfigError, match="only sitk keeps to a limit"):
         RegisterConfig(backend="torch", memory_bytes=10**9)
 
 
