@@ -28,7 +28,7 @@ from dsir_metric.register.state import Matrix, Points, mapped
 from dsir_metric.represent import PairRepresenter, Representation
 from dsir_metric.represent.pair import resampled
 
-__all__ = ["ELSEWHERE_DEG", "LARGEST", "apart_deg", "coarse_bytes", "lead", "oriented"]
+__all__ = ["ELSEWHERE_DEG", "LARGEST", "apart_deg", "coarse_bytes", "first_lead", "oriented"]
 
 # Voxels along the edge of a cube as large as the smaller body, for the search and for the first look: 7 and 11 mm in a
 # head.
@@ -140,7 +140,7 @@ def oriented(
     return best[:_FINALISTS]
 
 
-def lead(fixed: sitk.Image, moving: sitk.Image, problem: Problem, start: Matrix, make: PairRepresenter) -> float:
+def first_lead(fixed: sitk.Image, moving: sitk.Image, problem: Problem, start: Matrix, make: PairRepresenter) -> float:
     """A first look at all orientations: how far that of `start` is ahead of the best other one.
 
     Each is judged at its best shift. A body whose outline is nearly round agrees far above chance with itself upside

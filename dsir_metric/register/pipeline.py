@@ -29,7 +29,7 @@ from dsir_metric.register.forecast import (
 )
 from dsir_metric.register.guard import Guard, scans_objection
 from dsir_metric.register.linear import affine_matrix
-from dsir_metric.register.orientation import ELSEWHERE_DEG, apart_deg, lead, oriented
+from dsir_metric.register.orientation import ELSEWHERE_DEG, apart_deg, first_lead, oriented
 from dsir_metric.register.pair import Level, pyramid
 from dsir_metric.register.problem import Problem, askew_deg
 from dsir_metric.register.result import Progress, RegistrationResult, StageReport
@@ -46,7 +46,7 @@ __all__ = ["register"]
 
 OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree better than this
-_GAIN = 0.1  # above chance: what another orientation must agree better by, a third of what is clear
+_GAIN = 0.1  # above chance: what one orientation must agree better by than others, a third of what is clear
 _DOUBT = "the scans agree little where both show something (mean cosine {:.2f}): look at the overlay"
 _CHANCE = (
     "{} clearly better than chance: the mean cosine is {:.2f} where both scans show something, and {:.2f} at wrong "
@@ -57,7 +57,6 @@ _LEAST_COVERED = 0.25
 _SEARCHED = "all orientations were searched, for the first pose was not surely better"
 _FOLDED = "{:.2f} % of the voxels fold: the transform has no inverse there"
 _ASKEW = "the moving scan lies {:.0f} degrees askew; more memory would let it be represented along turned axes"
-_LEAD = 0.05  # above chance: what the pose must agree better by than at other orientations
 _NOT_SEARCHED = "the pose is not clearly better than chance; {:.0f} MB of memory would let all orientations be searched"
 _COARSE = "the refine stage was left out: {:.0f} MB of memory (--memory) would let it run"
 _FOLLOW = ("rigid", "affine", "deformable")  # stages before which the moving scan may be represented again
@@ -153,7 +152,7 @@ def _register(
         raise RegistrationError("the images do not overlap; allow the centre stage or give an initial transform")
     reports: list[StageReport] = []
     turner: PairRepresenter | None = make
-    ahead: float | None = None
+    rival: float | None = None
     for name in clock.stages:
         if turner is not None and name in _FOLLOW:
             with clock.stage("represent"):
@@ -175,17 +174,18 @@ def _register(
             state, only = _stage(name, problem, guard, state, clock)
             reports.append(only)
         if name == "search" and make is not None:
-            problem, guard, state, needed, ahead = _oriented(problem, guard, state, fixed, moving, make, clock)
+            problem, guard, state, needed, rival = _oriented(problem, guard, state, fixed, moving, make, clock)
             again += needed
             warnings += _lacking(_NOT_SEARCHED, config, [] if guard.margin(state).sure else needed)
-            if ahead is not None:
+            if rival is not None:
                 reports[-1] = replace(reports[-1], remark=_SEARCHED, cosine_after=guard.score(state))
     if guard.overlap(state) == 0.0:
         raise RegistrationError("no stage made the images overlap; give an initial transform that does")
     transform, inverse = state.transform(problem.pivot_mm), state.inverse_transform(problem.pivot_mm)
     details, margin = _told(problem, guard, state), guard.margin(state)
     details |= {"agreement": margin.agreement, "chance": margin.chance, "above_chance": margin.above}
-    warnings += _doubts(margin, guard.overlap(state), ahead)
+    lead = None if rival is None else _height(guard.margin(replace(state, displacement=None))) - rival
+    warnings += _doubts(margin, guard.overlap(state), lead)
     warnings += [f"the {r.name} stage was {r.remark}" for r in reports if r.name in _FITS and not r.kept]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
@@ -314,7 +314,7 @@ def _oriented(
 
     It is taken if it is further above chance by a clear gain, with the moving side along axes turned like it. Behind a
     transform that is not linear orientations are not searched; nor where memory forbids. The bytes that it takes come
-    with it; and, if all were searched, how much further above chance the pose is than the best of other orientations.
+    with it; and, if all were searched, how far above chance the best of other orientations is.
     """
     config, now = problem.config, guard.margin(state)
     if not config.search.orientations or state.after is not None:
@@ -325,7 +325,7 @@ def _oriented(
     if _exceed(config, [needed]):
         return problem, guard, state, [needed], None
     with clock.stage("search"):
-        if now.sure and lead(fixed, moving, problem, state.linear, make) >= 0:
+        if now.sure and first_lead(fixed, moving, problem, state.linear, make) >= 0:
             return problem, guard, state, [needed], None
         others = [replace(state, linear=m) for m in oriented(fixed, moving, problem, state.linear, make, clock.tell)]
         there = [_seen_along(problem, guard, other, fixed, moving, make) for other in others]
@@ -337,7 +337,7 @@ def _oriented(
             problem, guard, turning = _along(problem, guard, state, fixed, moving, make)
             again += turning
     rivals = [h for h, o in zip(there, others, strict=True) if apart_deg(o.linear, state.linear) > ELSEWHERE_DEG]
-    return problem, guard, state, again, _height(guard.margin(state)) - max(rivals, default=0.0)
+    return problem, guard, state, again, max(rivals, default=0.0)
 
 
 def _seen_along(
@@ -447,11 +447,11 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> 
     return outlined(sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor), image)
 
 
-def _doubts(margin: Margin, overlap: float, ahead: float | None) -> list[str]:
+def _doubts(margin: Margin, overlap: float, lead: float | None) -> list[str]:
     """What is to be said of the agreement and of the overlap at the end."""
     doubts = []
-    if not margin.clear or (ahead is not None and ahead < _LEAD):
-        pose = "the pose is not" if ahead is None else "no pose is"
+    if not margin.clear or (lead is not None and lead < _GAIN):
+        pose = "the pose is not" if lead is None else "no pose is"
         doubts.append(_CHANCE.format(pose, margin.agreement, margin.chance or 0.0))
     elif margin.agreement < _DOUBTFUL:
         doubts.append(_DOUBT.format(margin.agreement))
