@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from waves import level
 from dsir_metric.geometry import Grid
 from dsir_metric.phantom import PhantomPair, make_pair
 from dsir_metric.register import RegisterConfig, RegistrationResult, SearchConfig, pipeline, register
-from dsir_metric.register.chance import margin
-from dsir_metric.register.orientation import _at_all_shifts, _orientations
+from dsir_metric.register.chance import Margin, margin
+from dsir_metric.register.orientation import _at_all_shifts, _orientations, _placed
 from dsir_metric.register.state import State
+from dsir_metric.represent import Representation
 
 CONFIG = RegisterConfig(device="cpu", threads=1, stages=("centre", "search", "rigid"))
 
@@ -70,6 +72,16 @@ def test_all_shifts_at_once() -> None:
                 count += int(seen[index] and body[there])
         assert cosines[shift] == pytest.approx(total, abs=1e-4)
         assert counts[shift] == count
+
+
+def test_slabs_across_each_other_are_no_candidates() -> None:
+    grid = Grid((12, 12, 12))
+    side = Representation(np.full((*grid.shape, 2), np.sqrt(0.5), np.float32), grid)
+    seen, body = np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, bool)
+    seen[5], body[:, 5] = 1, True
+    coarse = SimpleNamespace(fixed=side, mask=sitk.GetImageFromArray(seen), along=lambda _: (side, body))
+    with np.errstate(all="raise"):
+        assert _placed(coarse, np.eye(3)).score == -1.0
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +139,34 @@ def test_an_undone_stage_is_told(pair: PhantomPair, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(pipeline.RUN, "deformable", lambda *_: (mirrored, ""))
     came = register(pair.fixed, pair.moving, replace(CONFIG, stages=("rigid", "deformable")))
     assert "the deformable stage was undone: it mirrors the image" in came.warnings
+
+
+def test_a_scan_and_itself_raise_no_doubt(pair: PhantomPair) -> None:
+    came = register(pair.fixed, pair.fixed, replace(CONFIG, stages=("rigid", "deformable")))
+    assert came.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("shared", "above", "height", "left"),
+    [
+        pytest.param(1.0, 0.7, 0.85, True, id="a head turned about"),
+        pytest.param(1.0, 0.7, 0.75, False, id="no clear gain"),
+        pytest.param(0.6, 0.65, 0.8, False, id="slabs that overlap by half"),
+        pytest.param(0.6, 0.2, 0.5, True, id="a part at a pose that is no better than chance"),
+        pytest.param(0.0, None, 0.5, True, id="nothing overlaps"),
+    ],
+)
+def test_when_a_pose_is_left(shared: float, above: float | None, height: float, left: bool) -> None:
+    now = Margin(0.0 if above is None else above, None if above is None else 0.0, shared)
+    assert pipeline._leaves(now, height) == left
+
+
+def test_a_thin_slab_stays_where_its_header_says() -> None:
+    whole = make_pair(36, 5.0, ("t1", "flair"), amplitude_mm=4.0, seed=12)
+    came = register(whole.fixed[:, 13:19], whole.moving[:, 15:21], CONFIG)
+    moved = np.subtract(came.transform.TransformPoint((0.0, 0.0, 0.0)), whole.truth.TransformPoint((0.0, 0.0, 0.0)))
+    assert np.linalg.norm(moved) < 20  # as one could turn in 30 mm
+    assert came.details["above_chance"] is None
 
 
 def test_orientations_are_not_searched_where_memory_forbids(pair: PhantomPair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,16 +223,24 @@ def _placed(coarse: _Coarse, turn: Matrix) -> _Candidate:
     seen = sitk.GetArrayViewFromImage(coarse.mask) != 0
     cosines, counts = _at_all_shifts(_unit(coarse.fixed.values, seen), seen, _unit(moving.values, body), body)
     smaller = min(int(seen.sum()), int(body.sum()))
-    enough = counts >= _LEAST_OVERLAP * smaller
+    enough = counts >= max(_LEAST_OVERLAP * smaller, 1.0)
+    if not enough.any():  # thin slabs across each other
+        return _Candidate(-1.0, _moved(turn, coarse.fixed.grid, moving.grid.to_physical(np.zeros(3))))
     chance = float(cosines[enough].sum() / counts[enough].sum())
     scores = np.where(enough, cosines - chance * counts, -np.inf)
     best = np.array(np.unravel_index(scores.argmax(), scores.shape))
     shift = np.where(best < moving.values.shape[:3], best, best - scores.shape)  # z, y, x; it wraps around
+    return _Candidate(
+        float(scores.max()) / smaller, _moved(turn, coarse.fixed.grid, moving.grid.to_physical(shift[::-1]))
+    )
+
+
+def _moved(turn: Matrix, fixed: Grid, there_mm: Points) -> Matrix:
+    """The pose, (4, 4), that turns by `turn` and brings the first voxel of `fixed` to a point, (3,)."""
     matrix = np.eye(4)
     matrix[:3, :3] = turn
-    there = moving.grid.to_physical(shift[::-1])
-    matrix[:3, 3] = there - turn @ np.asarray(coarse.fixed.grid.origin_mm)
-    return _Candidate(float(scores.max()) / smaller, matrix)
+    matrix[:3, 3] = there_mm - turn @ np.asarray(fixed.origin_mm)
+    return matrix
 
 
 def _unit(values: NDArray[np.float32], where: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -47,6 +47,8 @@ __all__ = ["register"]
 OnProgress = Callable[[Progress], None]
 _DOUBTFUL = 0.35  # mean cosine; scans of one anatomy that are aligned agree better than this
 _GAIN = 0.1  # above chance: what one orientation must agree better by than others, a third of what is clear
+_WHOLE = 0.8  # share of the points that both scans show: 0.97 or more for heads turned about, 0.6 to 0.8 for half slabs
+_PERFECT = 0.95  # mean cosine: of a scan and itself, or a crop of it; two scans of one head agree by 0.6 to 0.9
 _DOUBT = "the scans agree little where both show something (mean cosine {:.2f}): look at the overlay"
 _CHANCE = (
     "{} clearly better than chance: the mean cosine is {:.2f} where both scans show something, and {:.2f} at wrong "
@@ -186,7 +188,7 @@ def _register(
     details |= {"agreement": margin.agreement, "chance": margin.chance, "above_chance": margin.above}
     lead = None if rival is None else _height(guard.margin(replace(state, displacement=None))) - rival
     warnings += _doubts(margin, guard.overlap(state), lead)
-    warnings += [f"the {r.name} stage was {r.remark}" for r in reports if r.name in _FITS and not r.kept]
+    warnings += [f"the {r.name} stage was {r.remark}" for r in reports if _to_tell(r)]
     del problem, guard  # the representations are not needed any more
     jacobian = jacobian_statistics(point_map(transform).map, Grid.of(fixed))
     details |= {
@@ -317,7 +319,8 @@ def _oriented(
     with it; and, if all were searched, how far above chance the best of other orientations is.
     """
     config, now = problem.config, guard.margin(state)
-    if not config.search.orientations or state.after is not None:
+    unknown = now.shared > 0 and now.above is None  # a thin slab: what is known of other poses is no reason to leave it
+    if not config.search.orientations or state.after is not None or unknown:
         return problem, guard, state, [], None
     finest = problem.levels[-1]
     working = (finest.fixed.grid, finest.moving.grid)
@@ -329,10 +332,8 @@ def _oriented(
             return problem, guard, state, [needed], None
         others = [replace(state, linear=m) for m in oriented(fixed, moving, problem, state.linear, make, clock.tell)]
         there = [_seen_along(problem, guard, other, fixed, moving, make) for other in others]
-        best = int(np.argmax(there))
-        chosen = there[best] >= _height(now) + _GAIN
-        again = [needed]
-        if chosen:
+        best, again = int(np.argmax(there)), [needed]
+        if _leaves(now, there[best]):
             state = others[best]
             problem, guard, turning = _along(problem, guard, state, fixed, moving, make)
             again += turning
@@ -345,6 +346,16 @@ def _seen_along(
 ) -> float:
     """How far above chance a pose is with the moving scan along axes turned like it."""
     return _height(_along(problem, guard, state, fixed, moving, make)[1].margin(state))
+
+
+def _leaves(now: Margin, height: float) -> bool:
+    """Whether a pose is left for one in another orientation that is `height` above chance.
+
+    Outlines that agree by accident lie on each other as a whole. Where one scan shows a part of the other, such as a
+    slab that overlaps by half, it may agree better turned about, on all of the other: a sure pose is not left for that.
+    """
+    partial = now.sure and now.shared < _WHOLE
+    return not partial and height >= _height(now) + _GAIN
 
 
 def _height(margin: Margin) -> float:
@@ -445,6 +456,12 @@ def _body(image: sitk.Image, mask: sitk.Image | None, grid: Grid, name: str) -> 
     if mask is None:
         return foreground(image, grid, name)
     return outlined(sitk.Resample(mask, grid.image(), sitk.Transform(), sitk.sitkNearestNeighbor), image)
+
+
+def _to_tell(report: StageReport) -> bool:
+    """Whether a user should know that a stage was undone; not where there was next to nothing to gain or to lose."""
+    perfect = min(report.cosine_before, report.cosine_after) > _PERFECT
+    return report.name in _FITS and not report.kept and not perfect
 
 
 def _doubts(margin: Margin, overlap: float, lead: float | None) -> list[str]:
