@@ -171,7 +171,7 @@ def test_the_cpu_loads_no_cuda_libraries(fake: Callable[[Start], Fake]) -> None:
 
 
 def test_memory_on_the_gpu_is_positive() -> None:
-    with pytest.raises(ConfigError, match="gpu_memory_bytes must be positive, got 0"):
+    with pytest.raises(ConfigError, match=r"gpu_memory_bytes must be a whole number from 1 .*, got 0"):
         Representer(device="cpu", gpu_memory_bytes=0)
 
 

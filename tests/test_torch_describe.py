@@ -68,7 +68,7 @@ def test_what_cannot_be_described_is_refused(pair: PhantomPair, monkeypatch: pyt
 def test_cuda_is_where_its_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
     representer = Representer(device="cpu", threads=1)
     options = {"CUDAExecutionProvider": {"device_id": "1"}, "CPUExecutionProvider": {}}
-    monkeypatch.setattr(representer.local.network, "_session", SimpleNamespace(get_provider_options=lambda: options))
+    monkeypatch.setattr(representer.local.network, "_opened", SimpleNamespace(get_provider_options=lambda: options))
     assert network_device(representer) == torch.device("cuda:1")
     with pytest.raises(ConfigError, match="cuda:1"):
         describe(representer, torch.zeros(4, 4, 4))

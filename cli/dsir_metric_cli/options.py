@@ -15,7 +15,6 @@ import click
 
 from dsir_metric.bounds import quoted
 from dsir_metric.errors import ConfigError, MissingDependencyError
-from dsir_metric.io import silenced
 
 if TYPE_CHECKING:
     from dsir_metric.represent.forecast import Forecast
@@ -142,6 +141,8 @@ def hushed() -> Iterator[TextIO]:
     if context is not None and context.meta.get(DEBUG):
         yield sys.stderr
         return
+    from dsir_metric.io import silenced  # not for --help, which must be quick
+
     try:
         with warnings.catch_warnings(record=True) as told, silenced() as shown:
             yield shown

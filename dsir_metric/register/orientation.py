@@ -141,10 +141,10 @@ def oriented(
 
 
 def first_lead(fixed: sitk.Image, moving: sitk.Image, problem: Problem, start: Matrix, make: PairRepresenter) -> float:
-    """A first look at all orientations: how far that of `start` is ahead of the best other one.
+    """A first look: how far the orientation of `start` is ahead of the best one with other axes, such as upside down.
 
-    Each is judged at its best shift. A body whose outline is nearly round agrees far above chance with itself upside
-    down; the right orientation still agrees better.
+    The 23 others that exchange axes or their senses are judged, each at its best shift. A body whose outline is nearly
+    round agrees far above chance with itself upside down; the right orientation still agrees better.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def first_lead(fixed: sitk.Image, moving: sitk.Image, problem: Problem, start: M
     """
     coarse = _coarse(fixed, moving, problem, make, _ACROSS_FIRST)
     own = rotation(start[:3, :3])
-    others = [own @ turn for turn in _orientations() if angle_deg(turn) > ELSEWHERE_DEG]
+    others = [own @ turn for turn in Rotation.create_group("O").as_matrix() if angle_deg(turn) > ELSEWHERE_DEG]
     return _placed(coarse, own).score - max(_placed(coarse, turn).score for turn in others)
 
 

@@ -319,8 +319,7 @@ def _oriented(
     with it; and, if all were searched, how far above chance the best of other orientations is.
     """
     config, now = problem.config, guard.margin(state)
-    unknown = now.shared > 0 and now.above is None  # a thin slab: what is known of other poses is no reason to leave it
-    if not config.search.orientations or state.after is not None or unknown:
+    if not config.search.orientations or state.after is not None or _comparable_nowhere_else(now):
         return problem, guard, state, [], None
     finest = problem.levels[-1]
     working = (finest.fixed.grid, finest.moving.grid)
@@ -333,7 +332,7 @@ def _oriented(
         others = [replace(state, linear=m) for m in oriented(fixed, moving, problem, state.linear, make, clock.tell)]
         there = [_seen_along(problem, guard, other, fixed, moving, make) for other in others]
         best, again = int(np.argmax(there)), [needed]
-        if _leaves(now, there[best]):
+        if there[best] >= _height(now) + _GAIN:
             state = others[best]
             problem, guard, turning = _along(problem, guard, state, fixed, moving, make)
             again += turning
@@ -348,14 +347,13 @@ def _seen_along(
     return _height(_along(problem, guard, state, fixed, moving, make)[1].margin(state))
 
 
-def _leaves(now: Margin, height: float) -> bool:
-    """Whether a pose is left for one in another orientation that is `height` above chance.
+def _comparable_nowhere_else(now: Margin) -> bool:
+    """Whether the agreement of other orientations says nothing about a pose.
 
-    Outlines that agree by accident lie on each other as a whole. Where one scan shows a part of the other, such as a
-    slab that overlaps by half, it may agree better turned about, on all of the other: a sure pose is not left for that.
+    So it is with a thin slab, whose agreement by chance is unknown, and with a sure pose where one scan shows a part of
+    the other, such as a slab that overlaps by half: turned about, all of it may agree by accident.
     """
-    partial = now.sure and now.shared < _WHOLE
-    return not partial and height >= _height(now) + _GAIN
+    return now.shared > 0 and (now.above is None or (now.sure and now.shared < _WHOLE))
 
 
 def _height(margin: Margin) -> float:
