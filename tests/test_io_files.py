@@ -76,6 +76,16 @@ def test_the_file_that_is_asked_for_is_read(tmp_path: Path, scan: sitk.Image) ->
     )
 
 
+@pytest.mark.parametrize("after", [bytes(600), b"what follows", b"\x1f", gzip.compress(b"")])
+def test_what_follows_the_voxels_in_a_zipped_file_is_no_fault(tmp_path: Path, scan: sitk.Image, after: bytes) -> None:
+    path = written(scan, tmp_path / "a.nii")
+    content = path.read_bytes()
+    for members in ([content], [content[:400], content[400:]]):
+        zipped = tmp_path / f"a{len(members)}.nii.gz"
+        zipped.write_bytes(b"".join(map(gzip.compress, members)) + after)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(io.read_image(zipped)), sitk.GetArrayFromImage(scan))
+
+
 def test_a_zipped_file_is_known_by_its_content(tmp_path: Path, scan: sitk.Image) -> None:
     path = written(scan, tmp_path / "a.nii")
     path.write_bytes(gzip.compress(path.read_bytes()))
@@ -359,6 +369,54 @@ def test_a_transform_in_text_is_checked(tmp_path: Path, old: bytes, new: bytes) 
     assert old in content
     path.write_bytes(content.replace(old, new, 1))
     one_line(lambda: io.read_transform(path), "damaged|not finite|squeezes|2-D")
+
+
+@pytest.mark.parametrize("ending", ["mat", "tfm"])
+def test_a_transform_cut_amid_its_last_number_is_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t.{ending}"
+    sitk.WriteTransform(sitk.Euler3DTransform([3.0, 4.0, 5.125], 0.1, 0.2, 0.3), str(path))
+    path.write_bytes(path.read_bytes()[:-3])
+    one_line(lambda: io.read_transform(path), "is damaged, or holds no transform")
+
+
+def test_a_single_precision_mat_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.mat"
+    parts = [(b"AffineTransform_float_3_3\0", [1, 0, 0, 0, 1, 0, 0, 0, 1, 3, 4, 5]), (b"fixed\0", [0, 0, 0])]
+    content = (
+        struct.pack(f">5I{len(name)}s{len(v)}f", 1010, len(v), 1, 0, len(name), name, *v) for name, v in parts
+    )
+    path.write_bytes(b"".join(content))
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (3.0, 4.0, 5.0)
+
+
+def test_spaces_in_a_transform_in_text_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(path))
+    path.write_bytes(path.read_bytes().replace(b"\nParameters: ", b"\n Parameters :\t").replace(b"\n", b"\r\n"))
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
+
+
+def test_a_kind_without_a_class_in_simpleitk_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c3d.txt"
+    path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: MatrixOffsetTransformBase_double_3_3\n"
+        "Parameters: 1 0.5 0 0 1 0 0 0 2 3 4 5\nFixedParameters: 1 1 1\n"
+    )
+    point, raw = (1.0, 2.0, 3.0), sitk.ReadTransform(str(path))
+    back = io.read_transform(path)
+    assert back.TransformPoint(point) == raw.TransformPoint(point) == (4.5, 6.0, 10.0)
+    checked = io.check_transform(raw, "start")
+    part = sitk.CompositeTransform(checked).GetNthTransform(0)
+    assert isinstance(part, sitk.AffineTransform)
+    assert part.TransformPoint(point) == raw.TransformPoint(point)
+
+
+def test_displacements_beside_an_xfm_are_found(tmp_path: Path) -> None:
+    warp = sitk.GetImageFromArray(np.random.default_rng(0).random((4, 5, 6, 3)), isVector=True)
+    path = tmp_path / "warp.xfm"
+    sitk.WriteTransform(sitk.DisplacementFieldTransform(sitk.Image(warp)), str(path))
+    expected = sitk.DisplacementFieldTransform(warp).TransformPoint((1.0, 2.0, 2.5))
+    assert io.read_transform(path).TransformPoint((1.0, 2.0, 2.5)) == pytest.approx(expected)
 
 
 def test_every_kind_of_transform_comes_back(tmp_path: Path, scan: sitk.Image) -> None:
