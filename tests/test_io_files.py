@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import resource
 import struct
@@ -74,6 +75,25 @@ def test_the_file_that_is_asked_for_is_read(tmp_path: Path, scan: sitk.Image) ->
     np.testing.assert_array_equal(
         sitk.GetArrayFromImage(io.read_image(written(scan, tmp_path / "a.nii.gz"))), sitk.GetArrayFromImage(scan)
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha", "ome.zarr"])
+def test_a_name_to_write_to_need_not_be_utf8(tmp_path: Path, scan: sitk.Image, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"a.\xff." + ending.encode())
+    io.write_image(scan, path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(io.read_image(path)), sitk.GetArrayFromImage(scan))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.parametrize("ending", ["h5", "tfm"])
+def test_a_transform_to_write_to_a_name_that_is_not_utf8(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"a.\xff." + ending.encode())
+    io.write_transform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), path)
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
+    io.write_json({"path": str(path)}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"path": str(path)}
 
 
 @pytest.mark.parametrize("after", [bytes(600), b"what follows", b"\x1f", gzip.compress(b"")])

@@ -18,7 +18,7 @@ from dsir_metric.geometry import Grid, named
 from dsir_metric.io import metaimage, nifti, nrrd
 from dsir_metric.io.apart import read_apart
 from dsir_metric.io.atomic import atomic
-from dsir_metric.io.files import aliased, regular_file
+from dsir_metric.io.files import aliased, named_for_itk, regular_file
 from dsir_metric.io.header import reading
 from dsir_metric.io.room import check_room
 from dsir_metric.io.voxels import intent, read_voxels
@@ -209,7 +209,8 @@ def put_transform(transform: sitk.Transform, path: Path) -> None:
     """
     check_room(path, _most_bytes(transform))
     path.unlink()  # HDF5 locks the file that it writes, and refuses one that is locked
-    sitk.WriteTransform(transform, str(path))
+    with named_for_itk(path) as name:
+        sitk.WriteTransform(transform, name)
 
 
 def _most_bytes(transform: sitk.Transform) -> int:
