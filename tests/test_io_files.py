@@ -198,6 +198,15 @@ def test_an_offset_that_is_no_byte_of_the_file_is_refused(tmp_path: Path, scan: 
     one_line(lambda: io.read_image(path), "vox_offset")
 
 
+@pytest.mark.parametrize("offset", [0.0, 348.0, 351.0])
+def test_voxels_do_not_begin_in_the_header(tmp_path: Path, scan: sitk.Image, offset: float) -> None:
+    path = written(scan, tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    path.write_bytes(content)
+    one_line(lambda: io.read_image(path), "vox_offset must be 352 or more")
+
+
 @pytest.mark.parametrize("at", [256, 268, 280, 292])
 def test_a_place_that_is_not_finite_is_refused(tmp_path: Path, scan: sitk.Image, at: int) -> None:
     """ITK takes 0 for it."""
@@ -402,9 +411,7 @@ def test_a_transform_cut_amid_its_last_number_is_refused(tmp_path: Path, ending:
 def test_a_single_precision_mat_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
     path = tmp_path / "t.mat"
     parts = [(b"AffineTransform_float_3_3\0", [1, 0, 0, 0, 1, 0, 0, 0, 1, 3, 4, 5]), (b"fixed\0", [0, 0, 0])]
-    content = (
-        struct.pack(f">5I{len(name)}s{len(v)}f", 1010, len(v), 1, 0, len(name), name, *v) for name, v in parts
-    )
+    content = (struct.pack(f">5I{len(name)}s{len(v)}f", 1010, len(v), 1, 0, len(name), name, *v) for name, v in parts)
     path.write_bytes(b"".join(content))
     assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (3.0, 4.0, 5.0)
 
