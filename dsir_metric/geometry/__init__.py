@@ -1,4 +1,4 @@
-"""Value objects of space, in LPS millimetres: grids and displacement fields; transforms and rotations; the size of a body."""
+"""Value objects of space, in LPS millimetres: grids, displacement fields; transforms, rotations; the size of a body."""
 
 from dsir_metric.geometry.body import body_scale
 from dsir_metric.geometry.field import DisplacementField, jacobian_statistics
