@@ -365,3 +365,32 @@ def test_the_command_is_installed() -> None:
     assert executable, "install the package first: pip install -e ."
     answer = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=60)
     assert answer.stdout.startswith("dsir-metric, version ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of shells of POSIX")
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [
+        (">&-", 0),
+        ("2>&-", 0),
+        ("<&- >&- 2>&-", 0),
+        (">/dev/full", 2),
+        ("2>/dev/full", 0),
+        (">/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_crash(streams: str, code: int) -> None:
+    if "full" in streams and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    for command in ("--version", "models list"):
+        shell = f'exec "$0" -c "from dsir_metric_cli.main import main; main()" {command} {streams}'
+        answer = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, text=True, timeout=120)
+        assert answer.returncode == code, answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+def test_demo_judges_its_seed_before_it_makes_anything(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["demo", "--seed", "-1", "-o", str(tmp_path / "out")])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("error: seed must be a whole number")
+    assert not (tmp_path / "out").exists()

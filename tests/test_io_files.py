@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import resource
 import struct
@@ -74,6 +75,35 @@ def test_the_file_that_is_asked_for_is_read(tmp_path: Path, scan: sitk.Image) ->
     np.testing.assert_array_equal(
         sitk.GetArrayFromImage(io.read_image(written(scan, tmp_path / "a.nii.gz"))), sitk.GetArrayFromImage(scan)
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha", "ome.zarr"])
+def test_a_name_to_write_to_need_not_be_utf8(tmp_path: Path, scan: sitk.Image, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"a.\xff." + ending.encode())
+    io.write_image(scan, path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(io.read_image(path)), sitk.GetArrayFromImage(scan))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.parametrize("ending", ["h5", "tfm"])
+def test_a_transform_to_write_to_a_name_that_is_not_utf8(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"a.\xff." + ending.encode())
+    io.write_transform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), path)
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
+    io.write_json({"path": str(path)}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"path": str(path)}
+
+
+@pytest.mark.parametrize("after", [bytes(600), b"what follows", b"\x1f", gzip.compress(b"")])
+def test_what_follows_the_voxels_in_a_zipped_file_is_no_fault(tmp_path: Path, scan: sitk.Image, after: bytes) -> None:
+    path = written(scan, tmp_path / "a.nii")
+    content = path.read_bytes()
+    for members in ([content], [content[:400], content[400:]]):
+        zipped = tmp_path / f"a{len(members)}.nii.gz"
+        zipped.write_bytes(b"".join(map(gzip.compress, members)) + after)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(io.read_image(zipped)), sitk.GetArrayFromImage(scan))
 
 
 def test_a_zipped_file_is_known_by_its_content(tmp_path: Path, scan: sitk.Image) -> None:
@@ -166,6 +196,15 @@ def test_an_offset_that_is_no_byte_of_the_file_is_refused(tmp_path: Path, scan: 
     struct.pack_into("<f", content, 108, value)
     path.write_bytes(content)
     one_line(lambda: io.read_image(path), "vox_offset")
+
+
+@pytest.mark.parametrize("offset", [0.0, 348.0, 351.0])
+def test_voxels_do_not_begin_in_the_header(tmp_path: Path, scan: sitk.Image, offset: float) -> None:
+    path = written(scan, tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    path.write_bytes(content)
+    one_line(lambda: io.read_image(path), "vox_offset must be 352 or more")
 
 
 @pytest.mark.parametrize("at", [256, 268, 280, 292])
@@ -359,6 +398,52 @@ def test_a_transform_in_text_is_checked(tmp_path: Path, old: bytes, new: bytes) 
     assert old in content
     path.write_bytes(content.replace(old, new, 1))
     one_line(lambda: io.read_transform(path), "damaged|not finite|squeezes|2-D")
+
+
+@pytest.mark.parametrize("ending", ["mat", "tfm"])
+def test_a_transform_cut_amid_its_last_number_is_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t.{ending}"
+    sitk.WriteTransform(sitk.Euler3DTransform([3.0, 4.0, 5.125], 0.1, 0.2, 0.3), str(path))
+    path.write_bytes(path.read_bytes()[:-3])
+    one_line(lambda: io.read_transform(path), "is damaged, or holds no transform")
+
+
+def test_a_single_precision_mat_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.mat"
+    parts = [(b"AffineTransform_float_3_3\0", [1, 0, 0, 0, 1, 0, 0, 0, 1, 3, 4, 5]), (b"fixed\0", [0, 0, 0])]
+    content = (struct.pack(f">5I{len(name)}s{len(v)}f", 1010, len(v), 1, 0, len(name), name, *v) for name, v in parts)
+    path.write_bytes(b"".join(content))
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (3.0, 4.0, 5.0)
+
+
+def test_spaces_in_a_transform_in_text_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(path))
+    path.write_bytes(path.read_bytes().replace(b"\nParameters: ", b"\n Parameters :\t").replace(b"\n", b"\r\n"))
+    assert io.read_transform(path).TransformPoint((0.0, 0.0, 0.0)) == (1.0, 2.0, 3.0)
+
+
+def test_a_kind_without_a_class_in_simpleitk_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c3d.txt"
+    path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: MatrixOffsetTransformBase_double_3_3\n"
+        "Parameters: 1 0.5 0 0 1 0 0 0 2 3 4 5\nFixedParameters: 1 1 1\n"
+    )
+    point, raw = (1.0, 2.0, 3.0), sitk.ReadTransform(str(path))
+    back = io.read_transform(path)
+    assert back.TransformPoint(point) == raw.TransformPoint(point) == (4.5, 6.0, 10.0)
+    checked = io.check_transform(raw, "start")
+    part = sitk.CompositeTransform(checked).GetNthTransform(0)
+    assert isinstance(part, sitk.AffineTransform)
+    assert part.TransformPoint(point) == raw.TransformPoint(point)
+
+
+def test_displacements_beside_an_xfm_are_found(tmp_path: Path) -> None:
+    warp = sitk.GetImageFromArray(np.random.default_rng(0).random((4, 5, 6, 3)), isVector=True)
+    path = tmp_path / "warp.xfm"
+    sitk.WriteTransform(sitk.DisplacementFieldTransform(sitk.Image(warp)), str(path))
+    expected = sitk.DisplacementFieldTransform(warp).TransformPoint((1.0, 2.0, 2.5))
+    assert io.read_transform(path).TransformPoint((1.0, 2.0, 2.5)) == pytest.approx(expected)
 
 
 def test_every_kind_of_transform_comes_back(tmp_path: Path, scan: sitk.Image) -> None:

@@ -58,3 +58,9 @@ def test_a_fill_that_bytes_cannot_hold(ct: PhantomPair, fill: float) -> None:
     with pytest.raises(ConfigError, match="fill must be a whole number from 0 to 255, as the pixels"):
         check_fill(fill, ct.moving_labels)
     assert check_fill(255.0, ct.moving_labels) == 255.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fill_beyond_single_precision_is_refused_without_a_warning(ct: PhantomPair) -> None:
+    with pytest.raises(ConfigError, match="as the pixels of the moving scan are float32; got 1e\\+300"):
+        check_fill(1e300, sitk.Cast(ct.moving, sitk.sitkFloat32))

@@ -33,13 +33,14 @@ _INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels")
 @debug_option
 def command(output: Path, fixed: Any, moving: Any, size: int, seed: int, **given: Any) -> None:
     """Make two scans of a phantom head, different in modality and shape, register them, and measure the error."""
+    config = settings(None, given | {"seed": seed})
     folder = io.prepare_folder(output)
     pair = make_pair(size, _FIELD_OF_VIEW_MM / size, (fixed, moving), seed=seed)
     inputs: dict[str, Any] = {name: folder / f"{name}.nii.gz" for name in _INPUTS}
     for name, path in inputs.items():
         io.write_image(getattr(pair, name), path)
     io.write_transform(pair.truth, folder / "truth.h5")
-    result = run(Job(**inputs, output=folder / "out"), settings(None, given | {"seed": seed}), Console(stderr=True))
+    result = run(Job(**inputs, output=folder / "out"), config, Console(stderr=True))
     field = DisplacementField.from_transform(result.transform, Grid.of(pair.fixed))
     table = Table("mean error in the head", f"{fixed} <- {moving}", box=None)
     table.add_row("before", f"{pair.error_mm(sitk.Transform(3, sitk.sitkIdentity)):.2f} mm")

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -43,6 +43,7 @@ _HELP = """Register medical images of different modalities by a learned similari
 """
 
 
+_STDERR = 2  # the number of the last of the three standard streams
 _HELP_INSTEAD = getattr(click.exceptions, "NoArgsIsHelpError", ())  # shown where nothing is given; click 8.1 has none
 
 
@@ -126,8 +127,36 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is written to a stream, and what it still holds, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> None:
+    """Open the null device for each standard stream that is closed: a file would take its number, and its text."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _end(error: OSError) -> NoReturn:
+    """End with the code of an error that could not be told on the usual way, since a standard stream refuses it."""
+    refusal = _refusal(error)
+    if refusal is None:
+        raise error
+    try:
+        refusal.show()
+    except OSError:
+        _drop(sys.stderr)
+    _drop(sys.stdout)
+    sys.exit(refusal.exit_code)
 
 
 @click.group(cls=_App, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -146,8 +175,11 @@ def main() -> None:
     for core, level in (("GRPC_VERBOSITY", "NONE"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(core, level)  # in C++; they write on stderr what an exception says as well, and advice
     warnings.showwarning = _warn
+    _open_streams()
     heed_signals()
     try:
         app(prog_name="dsir-metric")
+    except OSError as error:
+        _end(error)
     finally:
         leave_quietly()

@@ -131,7 +131,8 @@ def write_json(content: Mapping[str, object], path: str | Path) -> None:
 
 def json_text(content: Mapping[str, object]) -> str:
     """The text that `write_json` writes."""
-    return json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # names of files that are not UTF-8, as JSON escapes them
 
 
 @contextmanager

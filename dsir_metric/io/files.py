@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsir_metric.errors import DataError
 
-__all__ = ["aliased", "regular_file"]
+__all__ = ["aliased", "named_for_itk", "regular_file"]
 
 
 def regular_file(path: str | Path, advice: str = "give a file") -> Path:
@@ -65,6 +65,30 @@ def aliased(files: Mapping[str, Path]) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="dsir-") as folder:
         yield os.path.join(folder, next(iter(files))) if _linked(files, folder) else str(next(iter(files.values())))
+
+
+@contextmanager
+def named_for_itk(path: Path) -> Iterator[str]:
+    """The name under which ITK writes a file: one that is not UTF-8 gets a link, since it would end the process.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or where it will be.
+
+    Yields
+    ------
+    str
+        A name with the ending of `path`.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+        with aliased({f"target{ending}": path}) as name:
+            yield name
+    else:
+        yield str(path)
 
 
 def _linked(files: Mapping[str, Path], folder: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ __all__ = ["Header", "check_sizes", "read_start", "reading"]
 
 _CHUNK = 1 << 22  # bytes read at a time
 _DEFLATE = 1032  # the most bytes that one byte of deflate can become; https://zlib.net/zlib_tech.html
-_ANY_HEADER = 47  # wbits of zlib: a window of 2^15, the header of zlib or of gzip
+_GZIP = b"\x1f\x8b"  # how gzip begins
+_GZIP_HEADER, _ANY_HEADER = 31, 47  # wbits of zlib: a window of 2^15, the header of gzip, or of zlib or gzip
 _MOST_AXES = 5  # SimpleITK's images have up to five
 
 
@@ -124,7 +125,7 @@ def read_start(path: Path, length: int, name: str) -> tuple[bytes, bool]:
         If it cannot be read; `name` begins the message.
     """
     with reading(name), path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+        zipped = file.read(len(_GZIP)) == _GZIP
         file.seek(0)
         return (gzip.GzipFile(fileobj=file) if zipped else file).read(length), zipped
 
@@ -162,7 +163,15 @@ def _plain(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
-    return _plain(cast(BinaryIO, gzip.GzipFile(fileobj=file)))
+    """What the members of a gzip file hold, one after another; what is no member ends it, as for gunzip."""
+    unzip = zlib.decompressobj(_GZIP_HEADER)
+    while piece := unzip.unconsumed_tail or unzip.unused_data or file.read(_CHUNK):
+        if unzip.eof:
+            piece = piece if len(piece) >= len(_GZIP) else piece + file.read(_CHUNK)
+            if not piece.startswith(_GZIP):
+                return
+            unzip = zlib.decompressobj(_GZIP_HEADER)
+        yield unzip.decompress(piece, _CHUNK)
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:

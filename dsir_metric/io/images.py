@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dsir_metric.errors import DataError, GeometryError, ShapeError
 from dsir_metric.geometry import Grid
 from dsir_metric.io.atomic import atomic
+from dsir_metric.io.files import named_for_itk
 from dsir_metric.io.nifti import is_whole
 from dsir_metric.io.reorient import Reorient
 from dsir_metric.io.voxels import Layout, read_layout, read_voxels
@@ -218,7 +219,8 @@ def put_image(image: sitk.Image, path: Path) -> None:
     if is_zarr(path):
         put_zarr(image, path)
         return
-    sitk.WriteImage(image, str(path), useCompression=True)
+    with named_for_itk(path) as name:
+        sitk.WriteImage(image, name, useCompression=True)
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(path, size):
         raise RuntimeError("ITK wrote a part of it and did not say why")

@@ -19,6 +19,7 @@ __all__ = ["ENDINGS", "inspect", "is_whole"]
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 _LENGTH, _LENGTH_2 = 348, 540  # bytes of the header of NIfTI-1 and Analyze, and of NIfTI-2
+_FIRST_VOXEL = 352  # the least offset of voxels in the file of the header, by the standard
 _MOST_HEADER = 1 << 12  # bytes; extensions of a header are not written here
 _MOST_OFFSET = 2**31  # ITK keeps the offset of the voxels as a C int
 _VOXEL_BYTES = {  # by the code of the data type; https://nifti.nimh.nih.gov/nifti-1
@@ -83,11 +84,11 @@ def inspect(path: Path) -> Header:
     order = _byte_order(header, name)
     fields = _Fields.of(header, order)
     nifti = _check_magic(fields.magic, single, name)
-    voxels = _voxels(fields, name)
+    voxels = _voxels(fields, single, name)
     if nifti:
         _check_placed(fields, name)
     zipped = head_zipped if single else read_start(data, 0, name)[1]
-    offset = max(int(fields.vox_offset), _LENGTH if single else 0)
+    offset = int(fields.vox_offset)
     suffixes = [".gz" if z else "" for z in (head_zipped, zipped)]
     files = (
         {f"scan.nii{suffixes[0]}": path} if single else {"scan.hdr" + suffixes[0]: head, "scan.img" + suffixes[1]: data}
@@ -161,7 +162,7 @@ def _check_magic(magic: bytes, single: bool, name: str) -> bool:
     return nifti
 
 
-def _voxels(fields: _Fields, name: str) -> int:
+def _voxels(fields: _Fields, single: bool, name: str) -> int:
     """How many voxels there are, after a look at all that says where in the file they are."""
     axes = fields.dim[0]
     if not 1 <= axes <= 7:
@@ -171,6 +172,10 @@ def _voxels(fields: _Fields, name: str) -> int:
     if not 0 <= fields.vox_offset < _MOST_OFFSET:  # NaN is not, either
         raise DataError(
             f"{name}: vox_offset must be a byte of the file, got {fields.vox_offset}; the header is damaged"
+        )
+    if single and fields.vox_offset < _FIRST_VOXEL:  # ITK would begin in the last four bytes of the header
+        raise DataError(
+            f"{name}: vox_offset must be {_FIRST_VOXEL} or more in one file, got {fields.vox_offset:g}; mend the header"
         )
     spacing = fields.pixdim[1 : 1 + min(axes, 3)]
     if not all(math.isfinite(s) and s != 0 for s in spacing):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.errors import DataError, GeometryError, ShapeError, is_out_of_memory
-from dsir_metric.geometry import Grid
+from dsir_metric.geometry import Grid, named
 from dsir_metric.io import metaimage, nifti, nrrd
 from dsir_metric.io.apart import read_apart
 from dsir_metric.io.atomic import atomic
-from dsir_metric.io.files import aliased, regular_file
+from dsir_metric.io.files import aliased, named_for_itk, regular_file
 from dsir_metric.io.header import reading
 from dsir_metric.io.room import check_room
 from dsir_metric.io.voxels import intent, read_voxels
@@ -26,6 +28,9 @@ __all__ = ["check_transform", "put_transform", "read_transform", "write_transfor
 _LEAST_DETERMINANT = 1e-6
 _IMAGES = (*nifti.ENDINGS, *nrrd.ENDINGS, *metaimage.ENDINGS)
 _TEXTS = (".tfm", ".txt")
+_MATLAB, _MATLAB_BIG = struct.Struct("<5I"), struct.Struct(">5I")  # the kind, rows, columns, complex or not, letters
+_MOST_KIND = 5000  # of a matrix; above is the number read in the wrong byte order
+_GRID = rb"(?m)^[ \t]*Displacement_Volume[ \t]*=[ \t]*([^;\s]+)"
 _LPS = ("", "left-posterior-superior", "lps")
 _LARGEST = 1e12  # a parameter beyond this, mm or not, is of no transform of a body
 _PART_BYTES = 1 << 14  # of an HDF5 file beside the numbers, for each transform in it; measured: 9000 at most
@@ -57,7 +62,10 @@ def read_transform(path: str | Path) -> sitk.Transform:
         return check_transform(_displacements(path), str(path))
     if path.suffix.lower() in _TEXTS:
         _check_text(path)
-    with aliased({f"source{path.suffix}": path}) as source, tempfile.TemporaryDirectory(prefix="dsir-") as folder:
+    if path.suffix.lower() == ".mat":
+        _check_matlab(path)
+    files = {f"source{path.suffix}": path, **_grids(path)}
+    with aliased(files) as source, tempfile.TemporaryDirectory(prefix="dsir-") as folder:
         copy = os.path.join(folder, "copy.h5")
         try:
             read_apart("transform", "", source, copy, str(path))
@@ -72,19 +80,54 @@ def read_transform(path: str | Path) -> sitk.Transform:
     return check_transform(transform, str(path))
 
 
+def _grids(path: Path) -> dict[str, Path]:
+    """The files of displacements that an .xfm of MINC names, which lie beside it."""
+    if path.suffix.lower() != ".xfm":
+        return {}
+    with reading(str(path)):
+        names = {found.decode("utf-8", "replace") for found in re.findall(_GRID, path.read_bytes())}
+    return {name: regular_file(path.with_name(name)) for name in names if os.path.basename(name) == name}
+
+
 def _check_text(path: Path) -> None:
     """See that a transform in text is whole: ITK takes one that ends amid a number, or without its centre."""
     with reading(str(path)):
         content = path.read_bytes()
-    named = [line for line in re.findall(rb"^Transform: *(\w+)", content, re.MULTILINE) if b"Composite" not in line]
-    parameters, fixed = (
-        len(re.findall(rb"^" + name + rb":", content, re.MULTILINE)) for name in (b"Parameters", b"FixedParameters")
-    )
-    if not content.endswith(b"\n") or not len(named) == parameters == fixed:
+    names = re.findall(rb"^[ \t]*(Transform|Parameters|FixedParameters)[ \t]*:[ \t]*(\w*)", content, re.MULTILINE)
+    counts = Counter(name for name, kind in names if not (name == b"Transform" and b"Composite" in kind))
+    if not counts or len({counts[name] for name in (b"Transform", b"Parameters", b"FixedParameters")}) > 1:
         raise DataError(
-            f"{path}: is damaged, or holds no transform: each needs lines Transform, Parameters and FixedParameters "
-            "that end; copy the file again"
+            f"{path}: is damaged, or holds no transform: each needs lines Transform, Parameters and FixedParameters; "
+            "copy the file again"
         )
+    if not content.endswith(b"\n"):
+        raise DataError(
+            f"{path}: is damaged, or holds no transform: its last line does not end; copy the file again, or add a "
+            "line break if it is whole"
+        )
+
+
+def _check_matlab(path: Path) -> None:
+    """See that a file of MATLAB (level 4, as ITK writes) has all its numbers: ITK makes up those that are missing.
+
+    References
+    ----------
+    https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf, chapter 2.
+    """
+    with reading(str(path)), path.open("rb") as file:
+        length, end = path.stat().st_size, 0
+        while end < length:
+            file.seek(end)
+            header = file.read(_MATLAB.size)
+            if len(header) < _MATLAB.size:
+                break
+            kind, rows, columns, imaginary, letters = _MATLAB.unpack(header)
+            if not 0 <= kind < _MOST_KIND:  # of a machine of the other byte order
+                kind, rows, columns, imaginary, letters = _MATLAB_BIG.unpack(header)
+            number = 4 if kind // 10 % 10 == 1 else 8  # bytes
+            end += _MATLAB.size + letters + rows * columns * number * (2 if imaginary else 1)
+    if end != length:
+        raise DataError(f"{path}: is damaged, or holds no transform: numbers are missing at its end; copy it again")
 
 
 def _displacements(path: Path) -> sitk.Transform:
@@ -109,11 +152,15 @@ def _displacements(path: Path) -> sitk.Transform:
 
 
 def check_transform(transform: sitk.Transform, name: str) -> sitk.Transform:
-    """The checks of `read_transform` on a transform in memory; `name` begins the error messages."""
+    """The checks of `read_transform` on a transform in memory, which comes back as `named`; `name` begins messages."""
     if not isinstance(transform, sitk.Transform):
         raise DataError(f"{name}: is a {type(transform).__name__}; a sitk.Transform is expected (see read_transform)")
     if transform.GetDimension() != 3:
         raise ShapeError(f"{name}: the transform is {transform.GetDimension()}-D; a 3-D one is expected")
+    try:
+        transform = named(transform)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if transform.IsLinear() and not _has_inverse(transform):
         raise DataError(f"{name}: the transform squeezes space flat or is not finite; give one that has an inverse")
     if not _is_finite(transform):
@@ -162,7 +209,8 @@ def put_transform(transform: sitk.Transform, path: Path) -> None:
     """
     check_room(path, _most_bytes(transform))
     path.unlink()  # HDF5 locks the file that it writes, and refuses one that is locked
-    sitk.WriteTransform(transform, str(path))
+    with named_for_itk(path) as name:
+        sitk.WriteTransform(transform, name)
 
 
 def _most_bytes(transform: sitk.Transform) -> int:

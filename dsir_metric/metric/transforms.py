@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dsir_metric.errors import ConfigError, ShapeError
-from dsir_metric.geometry import Grid
+from dsir_metric.geometry import Grid, named
 from dsir_metric.metric import lattice
 from dsir_metric.metric.compiled import Part, parallel
 
@@ -266,7 +266,8 @@ def point_map(transform: sitk.Transform, dimension: int = 3) -> PointMap:
 
 
 def concrete(transform: sitk.Transform) -> sitk.Transform:
-    """The transform as its own class, where it came as the general `sitk.Transform`."""
+    """The transform as its own class, where it came as the general `sitk.Transform`; see also `named`."""
+    transform = named(transform)
     if type(transform) is not sitk.Transform:
         return transform
     try:

@@ -121,7 +121,7 @@ def register(
     grids = Grid.of(fixed), Grid.of(moving)
     units = Units(config.scale or body_scale(*grids))
     if initial_transform is not None:
-        check_transform(initial_transform, "initial transform")
+        initial_transform = check_transform(initial_transform, "initial transform")
     with at_most(config.threads), one_for_blas():  # the matrices here are too small to share
         with clock.stage("represent"):
             made = units.representations(representations or _representer(config, *grids))

@@ -70,7 +70,7 @@ def check_fill(fill: float, image: sitk.Image) -> float:
     kind = sitk.GetArrayViewFromImage(image).dtype
     whole = np.issubdtype(kind, np.integer)
     limits = np.iinfo(kind) if whole else np.finfo(kind)
-    if not limits.min <= fill <= limits.max or (whole and fill != round(fill)):
+    if not float(limits.min) <= fill <= float(limits.max) or (whole and fill != round(fill)):
         raise ConfigError(
             f"fill must be a {'whole ' if whole else ''}number from {limits.min:g} to {limits.max:g}, as the pixels of "
             f"the moving scan are {kind}; got {fill:g}"
