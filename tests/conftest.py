@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from dsir_metric_train.model import MasrNet
     from servers import Server
 
+
+# Tests send these; a run in the background of a shell, or under nohup, starts with some of them ignored.
+for _number, _handler in (
+    ("SIGINT", signal.default_int_handler),
+    ("SIGTERM", signal.SIG_DFL),
+    ("SIGHUP", signal.SIG_DFL),
+):
+    if hasattr(signal, _number):
+        signal.signal(getattr(signal, _number), _handler)
 
 settings.register_profile("untimed", deadline=None)  # on a busy machine a deadline finds nothing but that
 settings.load_profile("untimed")

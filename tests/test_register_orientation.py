@@ -147,18 +147,30 @@ def test_a_scan_and_itself_raise_no_doubt(pair: PhantomPair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shared", "above", "height", "left"),
+    ("shared", "above", "compared"),
     [
-        pytest.param(1.0, 0.7, 0.85, True, id="a head turned about"),
-        pytest.param(1.0, 0.7, 0.75, False, id="no clear gain"),
-        pytest.param(0.6, 0.65, 0.8, False, id="slabs that overlap by half"),
-        pytest.param(0.6, 0.2, 0.5, True, id="a part at a pose that is no better than chance"),
-        pytest.param(0.0, None, 0.5, True, id="nothing overlaps"),
+        pytest.param(1.0, 0.7, True, id="the whole body"),
+        pytest.param(0.6, 0.65, False, id="slabs that overlap by half"),
+        pytest.param(0.6, 0.2, True, id="a part at a pose that is no better than chance"),
+        pytest.param(0.6, None, False, id="a thin slab"),
+        pytest.param(0.0, None, True, id="nothing overlaps"),
     ],
 )
-def test_when_a_pose_is_left(shared: float, above: float | None, height: float, left: bool) -> None:
+def test_when_a_pose_is_compared_with_other_orientations(shared: float, above: float | None, compared: bool) -> None:
     now = Margin(0.0 if above is None else above, None if above is None else 0.0, shared)
-    assert pipeline._leaves(now, height) == left
+    assert pipeline._comparable_nowhere_else(now) != compared
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slabs_that_overlap_by_two_thirds_raise_no_doubt_of_the_pose(axis: int) -> None:
+    whole = make_pair(36, 5.0, ("t1", "flair"), amplitude_mm=4.0, seed=12)
+    cut = [slice(None)] * 3
+    cut[axis] = slice(6, 26)
+    fixed = whole.fixed[tuple(cut)]
+    cut[axis] = slice(12, 32)
+    came = register(fixed, whole.moving[tuple(cut)], CONFIG)
+    assert came.details["above_chance"] > 0.5
+    assert not any("better than chance" in warning for warning in came.warnings)
 
 
 def test_a_thin_slab_stays_where_its_header_says() -> None:

@@ -482,10 +482,10 @@ def test_token_stays_here_without_encryption(settings: pytest.MonkeyPatch, addre
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("TIMEOUT", "soon", "TIMEOUT is 'soon'; give a number"),
-        ("TIMEOUT", "0", "TIMEOUT is '0'"),
-        ("RETRIES", "-1", "RETRIES is '-1'"),
-        ("IN_FLIGHT", "0", "IN_FLIGHT is '0'; give a number, 1 or more"),
+        ("TIMEOUT", "soon", "TIMEOUT must be a number from .* got 'soon'"),
+        ("TIMEOUT", "0", "TIMEOUT must be a number from .* got '0'"),
+        ("RETRIES", "-1", "RETRIES must be a number from 0 .* got '-1'"),
+        ("IN_FLIGHT", "0", "IN_FLIGHT must be a number from 1 .* got '0'"),
         ("IN_FLIGHT", "inf", "IN_FLIGHT"),
         ("CA_FILE", "/nowhere.pem", "'/nowhere.pem' cannot be read .No such file"),
         ("CA_FILE", __file__, "cannot be read .*give a PEM file"),

@@ -117,7 +117,7 @@ def test_a_forked_worker_of_torch_goes_on_with_one_thread(tmp_path: Path) -> Non
 one, two = deformed(1), deformed(2)
 import torch
 volume = torch.rand(64, 64, 64)
-assert torch.get_num_threads() == 2
+torch.set_num_threads(2)
 (volume @ volume).sum()  # starts OpenMP's pool, whatever the stages above did
 for there in in_workers("fork", deformed, 2):
     assert max(abs(a - b) for a, b in zip(there, one)) < 0.1
@@ -274,18 +274,18 @@ def test_a_network_that_cannot_be_opened_again_says_why(tmp_path: Path, monkeypa
     file.write_bytes(model_path("default").read_bytes())
     changed, lost = (Representer(file, device="cpu", threads=1) for _ in range(2))
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    opened = loading.open_session
+    opened = loading.open_or_fall_back
 
     class OnAnotherProvider:
         def __init__(self, *arguments: object) -> None:
-            self.get_modelmeta = opened(*arguments).get_modelmeta  # type: ignore[arg-type]
+            self.get_modelmeta = opened(*arguments)[0].get_modelmeta  # type: ignore[arg-type]
 
         def get_providers(self) -> list[str]:
             return ["another"]
 
     with monkeypatch.context() as patch:
         patch.setattr(loading, "load_card", lambda _: lost.card)
-        patch.setattr(loading, "open_session", OnAnotherProvider)
+        patch.setattr(loading, "open_or_fall_back", lambda *arguments: (OnAnotherProvider(*arguments), ""))
         with pytest.raises(ConfigError, match="spawn"):
             lost(scan)
     file.write_bytes(b"no model any more")

@@ -435,7 +435,7 @@ def test_bad_input_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("frozen", "frosen"))
     assert "did you mean frozen" in refused(path, "-o", tmp_path / "o", "--data", folder)
     path.write_text("sources = []")
-    assert "at least one" in refused(path, "-o", tmp_path / "o", "--data", folder)
+    assert "sources must have 1" in refused(path, "-o", tmp_path / "o", "--data", folder)
 
 
 @pytest.mark.parametrize("missing", ["torch", "lightning"])

@@ -504,7 +504,7 @@ def test_a_long_table_reads_each_header_once_and_shows_that_it_lives(
     from dsir_metric.batch import pairs as room
 
     read, made = [], []
-    monkeypatch.setattr(room.io, "read_grid", lambda path: read.append(path) or Grid((9, 9, 9)))
+    monkeypatch.setattr(room.io, "read_grid", lambda path, **_: read.append(path) or Grid((9, 9, 9)))
     working = room.working_grids
     monkeypatch.setattr(room, "working_grids", lambda *a, **k: made.append(a) or working(*a, **k))
     table = tmp_path / "pairs.csv"
