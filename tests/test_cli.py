@@ -161,7 +161,7 @@ def _shifted(image: sitk.Image, by_mm: float) -> sitk.Image:
 
 BAD: dict[str, tuple[Spoil, str]] = {
     "missing": (lambda f, d: [f["fixed"], d / "none.nii.gz"], "none.nii.gz: there is no such file"),
-    "truncated": (_truncated, "is truncated or damaged"),
+    "truncated": (_truncated, "is truncated: 256000 bytes of voxels are promised"),
     "no image": (_text("scan.nii.gz"), "is no NIfTI image"),
     "2D": (_moving(lambda i: i[:, :, 9]), "has 2 axes (40, 40)"),
     "4D": (_moving(lambda i: sitk.JoinSeries([i, i])), "has 4 axes (40, 40, 40, 2)"),

@@ -201,11 +201,11 @@ def test_slow_server(half_server: Server, settings: pytest.MonkeyPatch, protocol
     assert time.monotonic() - started < 3  # it is not asked again: that would make it slower
 
 
-@pytest.mark.parametrize(("protocol", "connections", "code"), [("http", 3, 2), ("http", 3, 1), ("grpc", 1, 1)])
+@pytest.mark.parametrize(("protocol", "connections", "code"), [("http", 3, 2), ("http", 3, 130), ("grpc", 1, 130)])
 def test_nobody_waits_for_tiles_that_are_of_no_use(
     half_server: Server, tmp_path: Path, protocol: str, connections: int, code: int
 ) -> None:
-    """No tile under way is answered; one breaks (2) or Ctrl-C comes (1): the command ends at once."""
+    """No tile under way is answered; one breaks (2) or Ctrl-C comes (130): the command ends at once."""
     asked, over, sent = [], threading.Event(), Counter[int]()
 
     def up(data: bytes, number: int) -> bytes | None:
@@ -230,7 +230,7 @@ def test_nobody_waits_for_tiles_that_are_of_no_use(
         )
         while len(asked) < connections and process.poll() is None:
             time.sleep(0.01)
-        if code == 1:
+        if code == 130:
             process.send_signal(signal.SIGINT)
         try:
             _, told = process.communicate(timeout=60)

@@ -442,7 +442,7 @@ def test_channels_for_another_program_do_not_take_the_place_of_the_scans(
 # ---- signals and the screen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_a_library_swallows_ends_the_command_all_the_same(
     tmp_path: Path, scans: dict[str, Path], number: signal.Signals
 ) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: it cleans up, as after Ctrl-C, and says so in a line."""
+"""Signals that ask a command to end: it cleans up and says so in a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 __all__ = ["Stopped", "heed_signals", "leave_quietly", "received"]
 
-_NAMES = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_NAMES = ("SIGTERM", "SIGHUP", "SIGINT")  # Windows has no SIGHUP
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _CLEANUP_S = 5.0  # that long a second signal does not disturb the cleaning up
 _AGAIN_S = 0.05
 _first: list[tuple[signal.Signals, float]] = []
@@ -22,10 +23,10 @@ class Stopped(KeyboardInterrupt):
 
 
 def heed_signals() -> None:
-    """From now on let SIGTERM and SIGHUP raise `Stopped`; one that is ignored, as by nohup, stays so."""
+    """From now on let SIGTERM, SIGHUP and SIGINT raise `Stopped`; one that is ignored, as by nohup, stays so."""
     for name in _NAMES:
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) in _DEFAULTS:
             signal.signal(number, _stop)
     show, show_ignored = sys.excepthook, sys.unraisablehook
 
