@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dsir_metric.errors import DataError, DsirError
 from dsir_metric_train.loss import sample_points
 from dsir_metric_train.recipe import Recipe
-from dsir_metric_train.stop import ignore_signals
+from dsir_metric_train.stop import outlast_signals
 from dsir_metric_train.together import together, told
 from dsir_metric_train.views import FromFiles, Source
 
@@ -122,7 +122,7 @@ class Loader:
         ahead = 4 if workers else None
         self._drawn: Iterator[Drawn] = iter(
             DataLoader(
-                pairs, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=ignore_signals
+                pairs, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=outlast_signals
             )
         )
 

@@ -13,10 +13,12 @@ import torch
 
 from dsir_metric.errors import StoppedError
 
-__all__ = ["Stopper", "ignore_signals"]
+__all__ = ["Stopper", "outlast_signals"]
 
 # What schedulers, terminals and lost connections send; Windows has no SIGHUP.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+_LINGER_S = 15  # that a process which draws views goes on after SIGTERM, so that the step under way is completed
 
 
 class Stopper(lightning.Callback):
@@ -77,7 +79,13 @@ class Stopper(lightning.Callback):
             )
 
 
-def ignore_signals(_: int) -> None:
-    """Let a process that draws views go on when the whole group is signalled: the one that trains ends it."""
+def outlast_signals(_: int) -> None:
+    """Let a process that draws views go on when the whole group is signalled: the one that trains ends it.
+
+    SIGTERM, which also comes from the process that trains, ends it after a while.
+    """
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LINGER_S))
