@@ -495,7 +495,7 @@ def test_stop_finishes_what_runs(protocol: str, local: Representer) -> None:
         (["--http-port", "0", "--grpc-port", "{grpc}"], "choose another grpc port"),
         (["--host", "203.0.113.7"], "cannot be had"),
         (["--model", "cheese"], "there is no model"),
-        (["--max-voxels", "0"], "max_voxels is 0"),
+        (["--max-voxels", "0"], "max_voxels must be a whole number from 1 to"),
         (["--tls-cert", "a.pem"], "belong together"),
         (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "are no certificate and its key"),
     ],
